@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: sweep test lint schema environment
+
+# The environment is made once, and again when what it is made from changes.
+environment: $(VENV)/.installed
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+sweep: environment
+	$(BIN)/python -m sacpo.sweep
+
+test: environment
+	$(BIN)/python -m pytest
+
+schema: environment
+	$(BIN)/python -c "from sacpo.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

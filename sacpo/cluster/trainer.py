@@ -1,0 +1,170 @@
+"""Training steps on Ray Train: a worker group under DeepSpeed ZeRO-3 that survives the death of its workers.
+
+NCCL where there are accelerators, gloo where there are none. Ray Train keeps the run in the step's scratch folder under
+a fixed name, so a second `fit` of the same step, by whomever, goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from sacpo.errors import SacpoError, StepError
+from sacpo.steps.job import Facts, Job
+
+# A worker group waits for its placement group this long, while others train, before Ray Train looks again.
+_START_TIMEOUT_S = "1800"
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Run a `train` step on its own worker group and wait for it.
+
+    A dead worker restarts the group from the last checkpoint, `resources.max_restarts` times; an error that the
+    training itself raised is final.
+
+    Raises:
+        StepError: training failed; the message is its reason.
+    """
+    resources = job.resources
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    for attempt in range(resources["max_restarts"] + 1):
+        trainer = ray.train.torch.TorchTrainer(
+            _worker,
+            train_loop_config={"job": job},
+            torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources["gpus_per_worker"] else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=resources["workers"],
+                use_gpu=resources["gpus_per_worker"] > 0,
+                resources_per_worker=worker_resources(resources),
+            ),
+            run_config=RunConfig(
+                # ZeRO-3 cannot resume with another number of workers: another group starts from the stage's beginning.
+                name=f"{resources['sharding']}-{resources['workers']}",
+                storage_path=str(job.scratch),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources["max_restarts"]),
+            ),
+        )
+        try:
+            outcome: dict[str, Any] = trainer.fit().return_value
+        except Exception as error:
+            reason = _own_reason(error)
+            if reason is not None or attempt == resources["max_restarts"]:
+                raise StepError(reason or f"the workers died {attempt + 1} times: {_last_line(error)}") from error
+            logging.getLogger(__name__).warning("%s: restarting after %s", job.step_id, _last_line(error))
+            continue
+        return outcome
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
+    """What one worker holds while it works."""
+    held: dict[str, float] = {"CPU": resources["cpus_per_worker"]}
+    if resources["gpus_per_worker"]:
+        held["GPU"] = resources["gpus_per_worker"]
+    return held
+
+
+def _own_reason(error: BaseException) -> str | None:
+    """The message of an error that the training code raised; none if a worker or its node died."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause = failure
+        while cause is not None:
+            if isinstance(cause, SacpoError):
+                return str(cause)
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    for failure in failures.values():
+        if not isinstance(failure, ray.exceptions.RayError) or isinstance(failure, ray.exceptions.RayTaskError):
+            return _last_line(failure)
+    return None
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------- inside the workers
+
+
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
+    """One worker's whole life: set up the process group's users, train, hand rank 0's facts back."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    held = sum(worker_resources(job.resources)[key] for key in ("GPU",) if job.resources["gpus_per_worker"]) or 1
+    # A worker process may be an idle one that Ray had: then it is this step's only since the job was made.
+    facts = Facts(alive=max(_process_start(), job.created), workers=world, devices=int(world * held))
+    _log_to(job.logs / f"worker-{rank}.log")
+    from sacpo.steps import train as stage
+
+    stage.quiet()
+    workdir = Path(tempfile.mkdtemp(prefix=f"sacpo-{job.step_id}-{rank}-"))
+    checkpoint = ray.train.get_checkpoint()
+    resumed = Path(tempfile.mkdtemp(prefix="sacpo-resume-")) if checkpoint else None
+    try:
+        if checkpoint is not None:
+            checkpoint.to_directory(str(resumed))
+        sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
+        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir)
+        result = stage.run(job, placement, facts)
+        result.ended = time.time()
+        return result.as_record()
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+        if resumed is not None:
+            shutil.rmtree(resumed, ignore_errors=True)
+
+
+def _deepspeed(job: Job) -> dict[str, Any]:
+    """Attach DeepSpeed to the process group that Ray made; the configuration of ZeRO-3."""
+    if not job.resources["gpus_per_worker"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    backend = "nccl" if job.resources["gpus_per_worker"] else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    return {
+        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "bf16": {"enabled": job.payload["dtype"] == "bfloat16"},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def _hand_on(folder: Path, update: int) -> None:
+    """Report a checkpoint: every worker uploads its own part, and all wait until every part is written."""
+    ray.train.report({"update": update}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _log_to(path: Path) -> None:
+    """Send this worker's output to a file that errors can name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _process_start() -> float:
+    """When this process started, in seconds since the epoch; now where the system does not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return time.time()
+    return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))

@@ -1,0 +1,1 @@
+"""Judges: they compare a policy's answers with the baseline's. The `judge` step knows no judge's insides."""

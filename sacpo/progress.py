@@ -1,0 +1,147 @@
+"""What a sweep shows while it runs, read from the store by a thread of the driver: no message can get lost.
+
+On a terminal, a live table; elsewhere, a line for every step that ends. The results folder's tables are rebuilt
+whenever a trial ends.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from sacpo.plan import CRITERIA, Plan
+from sacpo.results import Results, collect
+from sacpo.store import Store
+
+
+class Progress:
+    """Watches the store while a sweep runs; a context manager.
+
+    Args:
+        plan: The sweep's plan.
+        store: Its store.
+        sweep: What `sweep.json` will hold.
+        on_trial: Called with the tables whenever a trial has ended.
+        console: Where to show it.
+    """
+
+    def __init__(
+        self, plan: Plan, store: Store, sweep: dict[str, Any], on_trial: Callable[[Results], None], console: Console
+    ) -> None:
+        self.plan, self.store, self.sweep, self.on_trial, self.console = plan, store, sweep, on_trial, console
+        self.started = time.monotonic()
+        self.seen = {step: record for step in plan.steps if (record := store.record(step)) is not None}
+        self.reused = len(self.seen)
+        self.failed: dict[str, str] = {}
+        self.results = collect(plan, store, sweep)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        news = False
+        for step_id, step in self.plan.steps.items():
+            if step_id in self.seen or step_id in self.failed:
+                continue
+            record = self.store.record(step_id)
+            failure = self.store.failure(step_id) if record is None else None
+            if record is not None:
+                self.seen[step_id] = record
+                news = True
+                self._line(f"{step.label}: {record['seconds']:.0f} s")
+            elif failure is not None and failure["run"] == self.sweep["run"]:
+                self.failed[step_id] = failure["error"]
+                news = True
+                self._line(
+                    f"{step.label}: FAILED: {failure['error']}"
+                    + (f" (log: {failure['log']})" if failure["log"] else "")
+                )
+        if news:
+            before = self._ended()
+            self.results = collect(self.plan, self.store, self.sweep)
+            if self._ended() != before:
+                self.on_trial(self.results)
+
+    def _ended(self) -> int:
+        return int((self.results.trials["status"] != "pending").sum())
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(f"[{len(self.seen)}/{len(self.plan.steps)}] {text}", markup=False, highlight=False)
+
+    def _render(self) -> Group:
+        return Group(Text(self.status()), trial_table(self.results.trials))
+
+    def status(self) -> str:
+        """Steps done of planned, and the time that is left if the rest takes as long as the like of it did."""
+        elapsed = time.monotonic() - self.started
+        ran = len(self.seen) - self.reused
+        left = self._left()
+        parts = [f"{len(self.seen)} of {len(self.plan.steps)} steps done", f"{elapsed:.0f} s"]
+        if self.reused:
+            parts.append(f"{self.reused} reused")
+        if self.failed:
+            parts.append(f"{len(self.failed)} failed")
+        if ran and left:
+            parts.append(f"about {left:.0f} s left")
+        return " · ".join(parts)
+
+    def _left(self) -> float:
+        """Seconds left: the open steps' expected work, at the rate at which work has got done so far."""
+        known: dict[str, list[float]] = {}
+        for step_id, record in self.seen.items():
+            known.setdefault(self.plan.steps[step_id].kind, []).append(record["seconds"])
+        overall = [s for values in known.values() for s in values]
+        mean = {kind: sum(values) / len(values) for kind, values in known.items()}
+        fallback = sum(overall) / len(overall) if overall else 0.0
+        open_steps = [s for i, s in self.plan.steps.items() if i not in self.seen and i not in self.failed]
+        work = sum(mean.get(step.kind, fallback) for step in open_steps)
+        mine = [r["seconds"] for r in self.seen.values() if r["run"] == self.sweep["run"]]
+        rate = sum(mine) / max(time.monotonic() - self.started, 1e-9)
+        return work / rate if rate else 0.0
+
+
+def trial_table(trials: pd.DataFrame) -> Table:
+    """The trials with their win rates and intervals, as a table for the terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("trial", *CRITERIA, "KL", "status"):
+        table.add_column(column, overflow="fold", justify="left" if column in ("trial", "status") else "right")
+    for _, row in trials.iterrows():
+        front = " *" if row["on_front"] else ""
+        table.add_row(
+            Text(f"{row['label']}{front}"),
+            *(_interval(row, criterion) for criterion in CRITERIA),
+            "" if pd.isna(row["kl_to_sft"]) else f"{row['kl_to_sft']:.2f}",
+            str(row["status"]),
+        )
+    return table
+
+
+def _interval(row: Any, criterion: str) -> str:
+    if pd.isna(row[criterion]):
+        return ""
+    return f"{row[criterion]:.3f} ({row[f'{criterion}_low']:.3f}-{row[f'{criterion}_high']:.3f})"

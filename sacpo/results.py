@@ -1,0 +1,322 @@
+"""Records to tables: what a sweep's results folder holds, and how a notebook reads it.
+
+Every number comes from a step's record or output in the store; nothing here remembers anything of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sacpo.data import synthetic
+from sacpo.errors import SacpoError, StoreError
+from sacpo.frontier.pareto import on_front
+from sacpo.frontier.winrate import win_rate
+from sacpo.loading import parse_space
+from sacpo.plan import CRITERIA, Plan, Trial, make_plan
+from sacpo.space import parse_chain
+from sacpo.steps.files import RESPONSES, VERDICTS, read_probabilities
+from sacpo.store import CorruptOutput, Store
+
+_SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+_LAMBDAS = np.concatenate([[0.0], np.geomspace(0.02, 8.0, 60)])
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep's results.
+
+    Attributes:
+        sweep: The content of `sweep.json`.
+        trials: One row a trial (README, Results).
+        steps: One row a step.
+        responses: One row an answer.
+        verdicts: One row a judge call.
+        exact: The embedded world's exact frontier, one row a beta and lambda; none for other spaces.
+    """
+
+    sweep: dict[str, Any]
+    trials: pd.DataFrame
+    steps: pd.DataFrame
+    responses: pd.DataFrame
+    verdicts: pd.DataFrame
+    exact: pd.DataFrame | None
+
+
+def load(folder: str | Path) -> Results:
+    """Read a results folder.
+
+    Raises:
+        SacpoError: it is none.
+    """
+    folder = Path(folder)
+    try:
+        sweep = json.loads((folder / "sweep.json").read_text())
+        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
+    except FileNotFoundError as error:
+        raise SacpoError(f"{folder} is not a results folder: {Path(error.filename).name} is missing") from None
+    exact = folder / "exact.parquet"
+    return Results(sweep, **tables, exact=pd.read_parquet(exact) if exact.exists() else None)
+
+
+def refresh(folder: str | Path) -> Results:
+    """Rebuild a results folder's tables from the store that its sweep named, and write them.
+
+    Raises:
+        SacpoError: it is no results folder.
+        StoreError: the store is gone.
+    """
+    folder = Path(folder)
+    try:
+        sweep = json.loads((folder / "sweep.json").read_text())
+    except FileNotFoundError:
+        raise SacpoError(f"{folder} is not a results folder: sweep.json is missing") from None
+    store = Store(sweep["store"])
+    if not store.root.is_dir():
+        raise StoreError(f"the store {store.root} of this sweep is gone")
+    results = collect(make_plan(parse_space(sweep["space"])), store, sweep)
+    write(results, folder)
+    return results
+
+
+_TABLES = ("trials", "steps", "responses", "verdicts")
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write `sweep.json` and the tables, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "sweep.json", json.dumps(results.sweep, indent=1).encode())
+    for name in _TABLES:
+        _replace(folder / f"{name}.parquet", getattr(results, name).to_parquet(index=False))
+    _replace(folder / "trials.csv", results.trials.to_csv(index=False).encode())
+    if results.exact is not None:
+        _replace(folder / "exact.parquet", results.exact.to_parquet(index=False))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def collect(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
+    """Build the tables from what is in the store now; what is not there yet is pending."""
+    outputs = _Outputs(plan, store)
+    responses = pd.concat([_responses(trial, outputs) for trial in plan.trials], ignore_index=True)
+    verdicts = pd.concat([_verdicts(trial, plan, outputs) for trial in plan.trials], ignore_index=True)
+    rows = [_trial_row(trial, plan, outputs, responses, verdicts, sweep["run"]) for trial in plan.trials]
+    trials = pd.DataFrame(rows)
+    done = trials["status"] == "done"
+    points = trials[list(CRITERIA)].where(done).to_numpy(dtype=float)
+    trials["on_front"] = on_front(points)
+    steps = pd.DataFrame([_step_row(step_id, plan, store, sweep["run"]) for step_id in plan.steps])
+    return Results(sweep, trials, steps, responses, verdicts, _exact_frontier(plan, outputs))
+
+
+class _Outputs:
+    """Records and verified outputs of one look at the store, each read once."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.store = store
+        self.records = {step_id: store.record(step_id) for step_id in plan.steps}
+        baseline = plan.baseline.probabilities
+        self.sft = self.probabilities(baseline) if baseline is not None else None
+
+    def table(self, step_id: str | None, name: str) -> pd.DataFrame:
+        if step_id is None or self.records[step_id] is None:
+            return pd.DataFrame()
+        try:
+            return pd.read_parquet(self.store.output(step_id) / name)
+        except CorruptOutput:
+            self.records[step_id] = None
+            return pd.DataFrame()
+
+    def probabilities(self, step_id: str) -> synthetic.Array | None:
+        if self.records[step_id] is None:
+            return None
+        try:
+            return read_probabilities(self.store.output(step_id))
+        except CorruptOutput:
+            self.records[step_id] = None
+            return None
+
+
+def _responses(trial: Trial, outputs: _Outputs) -> pd.DataFrame:
+    parts = [outputs.table(step, RESPONSES).assign(criterion=criterion) for criterion, step in trial.respond.items()]
+    columns = ["criterion", "prompt_id", "category", "prompt", "sample", "response", "tokens", "finished"]
+    return _tidy(pd.concat(parts, ignore_index=True), {"trial_id": trial.trial_id}, columns)
+
+
+def _verdicts(trial: Trial, plan: Plan, outputs: _Outputs) -> pd.DataFrame:
+    parts = [outputs.table(step, VERDICTS).assign(criterion=criterion) for criterion, step in trial.judge.items()]
+    columns = ["criterion", "prompt_id", "category", "sample", "order", "outcome", "raw", "judge", "judge_revision"]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    keys = {"trial_id": trial.trial_id, "baseline_id": plan.baseline.trial_id}
+    return _tidy(table, keys, [*columns, "latency", "attempts"])
+
+
+def _tidy(table: pd.DataFrame, keys: dict[str, str], columns: list[str]) -> pd.DataFrame:
+    return table.reindex(columns=columns).assign(**keys)[[*keys, *columns]]
+
+
+def _trial_row(
+    trial: Trial, plan: Plan, outputs: _Outputs, responses: pd.DataFrame, verdicts: pd.DataFrame, run: str
+) -> dict[str, Any]:
+    status, error = _status(trial, plan, outputs, run)
+    beta, realigned = trial.beta, trial.beta_over_lambda
+    row: dict[str, Any] = {
+        "trial_id": trial.trial_id,
+        "label": trial.label,
+        "method": trial.method,
+        "chain": trial.chain,
+        "beta": _number(beta),
+        "beta_over_lambda": _number(realigned),
+        "lambda": beta / realigned if beta is not None and realigned is not None else float("nan"),
+        "kl_parameters": json.dumps(trial.kl_parameters),
+        "q": _number(trial.q),
+        "seed": pd.NA if trial.seed is None else trial.seed,
+        "status": status,
+        "error": error,
+    }
+    mine = verdicts[verdicts["trial_id"] == trial.trial_id]
+    for criterion in CRITERIA:
+        row |= _win_rate_columns(trial, plan, outputs, criterion, mine[mine["criterion"] == criterion])
+    tokens = responses.loc[responses["trial_id"] == trial.trial_id, "tokens"]
+    row["mean_response_tokens"] = float(tokens.mean()) if len(tokens) else float("nan")
+    row["kl_to_sft"] = _estimated_kl(trial, plan, outputs)
+    row |= _exact_columns(trial, plan, outputs)
+    records = [r for step in _needed(trial, plan) if (r := outputs.records[step]) is not None]
+    row["seconds"] = sum(record["seconds"] for record in records)
+    row["device_seconds"] = sum(record["device_seconds"] for record in records)
+    return row
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _needed(trial: Trial, plan: Plan) -> list[str]:
+    """Every step that this trial's row rests on, shared ones included."""
+    return list(dict.fromkeys(s for asked in trial.steps for s in plan.ancestors(asked)))
+
+
+def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str, str]:
+    if all(outputs.records[step] is not None for step in trial.steps):
+        return "done", ""
+    for step in _needed(trial, plan):
+        failure = outputs.store.failure(step) if outputs.records[step] is None else None
+        if failure is not None and failure["run"] == run:
+            log = f" (log: {failure['log']})" if failure["log"] else ""
+            return "failed", f"{plan.steps[step].label}: {failure['error']}{log}"
+    return "pending", ""
+
+
+def _win_rate_columns(
+    trial: Trial, plan: Plan, outputs: _Outputs, criterion: str, verdicts: pd.DataFrame
+) -> dict[str, Any]:
+    """Win rate, bounds and count of one criterion; the baseline is 0.5 by definition, failed verdicts are apart."""
+    names = (criterion, f"{criterion}_low", f"{criterion}_high", f"n_{criterion}")
+    if trial is plan.baseline:
+        answers = outputs.table(trial.respond[criterion], RESPONSES)
+        return dict(zip(names, (0.5, 0.5, 0.5, len(answers)), strict=True))
+    decided = verdicts[verdicts["outcome"].isin(list(_SCORES))]
+    accuracy = _judge_accuracy(trial, plan, outputs, criterion)
+    extra = {} if accuracy is None else {f"{criterion}_judge_accuracy": accuracy}
+    if decided.empty:
+        return dict(zip(names, (float("nan"),) * 3 + (0,), strict=True)) | extra
+    estimate = win_rate(decided["outcome"].map(_SCORES).to_numpy(dtype=float), decided["prompt_id"].to_numpy())
+    return dict(zip(names, (estimate.value, estimate.low, estimate.high, len(decided)), strict=True)) | extra
+
+
+def _judge_accuracy(trial: Trial, plan: Plan, outputs: _Outputs, criterion: str) -> float | None:
+    model = plan.steps[trial.judge[criterion]].parents.get("model")
+    record = outputs.records[model] if model is not None else None
+    return None if record is None else float(record["metrics"]["held_out_accuracy"])
+
+
+def _estimated_kl(trial: Trial, plan: Plan, outputs: _Outputs) -> float:
+    """KL to the SFT policy, estimated on the trial's own samples; not a number where they were not plain samples."""
+    if trial is plan.baseline:
+        return 0.0
+    records = [outputs.records[step] for step in trial.respond.values()]
+    values = [record["metrics"]["kl_to_sft"] for record in records if record is not None]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _exact_columns(trial: Trial, plan: Plan, outputs: _Outputs) -> dict[str, float]:
+    """The embedded world's exact numbers of a trial; nothing for other spaces."""
+    if trial.probabilities is None:
+        return {}
+    policy = outputs.probabilities(trial.probabilities)
+    if policy is None or outputs.sft is None:
+        names = ("expected_reward", "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum")
+        return dict.fromkeys(names, float("nan"))
+    row = dict(vars(synthetic.measure(policy, outputs.sft)))
+    weights = objective_weights(trial)
+    share = synthetic.share_of_optimum(policy, outputs.sft, *weights) if weights is not None else float("nan")
+    return row | {"share_of_optimum": share}
+
+
+def objective_weights(trial: Trial) -> tuple[float, float] | None:
+    """(w_r, w_g) of the objective w_r E[r] + w_g E[g] - KL whose exact optimum the trial's chain aims at.
+
+    Each stage adds 1 / its KL parameter to its objective (paper, Theorems 1 and 4), so helpfulness first with beta and
+    beta/lambda aims at (1/beta, lambda/beta), and a single stage at its own objective alone. None for the SFT policy
+    and for merges, which aim at no such optimum.
+    """
+    if not trial.kl_parameters or trial.q is not None:
+        return None
+    weights = dict.fromkeys(CRITERIA, 0.0)
+    for (_, objective), parameter in zip(parse_chain(trial.chain), trial.kl_parameters, strict=True):
+        if objective not in weights:
+            return None
+        weights[objective] += 1.0 / parameter
+    return weights["helpfulness"], weights["harmlessness"]
+
+
+def _exact_frontier(plan: Plan, outputs: _Outputs) -> pd.DataFrame | None:
+    """E[r], E[g] and KL of the exact optimum over a range of lambda, for each beta of a chain that starts with r."""
+    if outputs.sft is None:
+        return None
+    betas = {t.beta for t in plan.trials if t.chain.partition(">")[0].endswith(":helpfulness") and t.beta is not None}
+    rows = []
+    for beta in sorted(betas):
+        for lagrangian in _LAMBDAS:
+            best = synthetic.optimum(outputs.sft, 1 / beta, lagrangian / beta)
+            exact = synthetic.measure(best, outputs.sft)
+            rows.append({"beta": beta, "lambda": float(lagrangian), **vars(exact)})
+    return pd.DataFrame(rows).drop(columns="support_mass") if rows else None
+
+
+def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any]:
+    step, record = plan.steps[step_id], store.record(step_id)
+    failure = store.failure(step_id) if record is None else None
+    status = "done" if record is not None else "failed" if failure and failure["run"] == run else "pending"
+    values = record or {}
+    return {
+        "step_id": step_id,
+        "kind": step.kind,
+        "label": step.label,
+        "parents": json.dumps(step.parents),
+        "status": status,
+        "error": failure["error"] if failure and status == "failed" else "",
+        "attempts": store.attempts(step_id),
+        "reused": record is not None and record["run"] != run,
+        "seconds": values.get("seconds", float("nan")),
+        "device_seconds": values.get("device_seconds", float("nan")),
+        "workers": values.get("workers", 0),
+        "requested": json.dumps(step.payload),
+        "effective": json.dumps(values.get("effective", {})),
+        "metrics": json.dumps(values.get("metrics", {})),
+        "retracted": json.dumps(store.retractions(step_id)),
+        "alive": values.get("alive", float("nan")),
+        "first_work": values.get("first_work", float("nan")),
+        "ended": values.get("ended", float("nan")),
+    }

@@ -1,0 +1,100 @@
+"""Makes sure that steps are done, each once, whoever asks: the one loop between plan, store and executor.
+
+Asking for a step that is done costs a look at its record. Otherwise its parents are made sure of first, then it is
+claimed; whoever finds it claimed by a live holder waits, holding nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sacpo.errors import SacpoError, StepError
+from sacpo.plan import Plan, Step
+from sacpo.steps.job import Job
+from sacpo.store import Claim, CorruptOutput, Record, Store
+
+POLL_S = 0.2
+
+
+class Executor(Protocol):
+    """Carries a job out, somewhere, and returns its facts as a record (`Facts.as_record`)."""
+
+    def __call__(self, kind: str, job: Job) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs a plan's steps.
+
+    Attributes:
+        plan: The plan.
+        store: Where records and outputs are.
+        run: Id of this sweep run; a step that failed in it is not tried again in it.
+        execute: The executor.
+        stopped: Asked while waiting; true ends the wait with `Stopped`.
+    """
+
+    plan: Plan
+    store: Store
+    run: str
+    execute: Executor
+    stopped: Callable[[], bool] = lambda: False
+
+    def ensure(self, step_id: str) -> Record:
+        """The record of a step, carried out now if nobody has done it.
+
+        Raises:
+            StepError: the step, or one that it needs, failed; the message is the reason and names the log.
+        """
+        step = self.plan.steps[step_id]
+        while True:
+            record = self.store.record(step_id)
+            if record is not None:
+                return record
+            failure = self.store.failure(step_id)
+            if failure is not None and failure["run"] == self.run:
+                raise StepError(f"{step.label}: {failure['error']}")
+            for parent in step.parents.values():
+                self.ensure(parent)
+            claim = self.store.claim(step, self.run)
+            if claim is None:
+                if self.stopped():
+                    raise Stopped
+                time.sleep(POLL_S)
+                continue
+            try:
+                return claim.commit(self._carry_out(step, claim))
+            except CorruptOutput:
+                claim.release()  # a parent's output is damaged: it is computed again, then this step
+            except Exception as error:
+                log = self._latest_log(step_id)
+                reason = str(error) if isinstance(error, SacpoError) else f"{type(error).__name__}: {error}"
+                claim.fail(reason, log)
+            except BaseException:
+                claim.release()
+                raise
+
+    def _carry_out(self, step: Step, claim: Claim) -> dict[str, Any]:
+        job = Job(
+            step_id=step.id,
+            payload=step.payload,
+            folder=claim.folder,
+            parents={role: self.store.output(parent) for role, parent in step.parents.items()},
+            local=step.local,
+            resources=self.plan.space.resources.model_dump(),
+            logs=self.store.log_folder(step.id) / f"{claim.number:04d}",
+            scratch=self.store.scratch(step.id),
+        )
+        return self.execute(step.kind, job)
+
+    def _latest_log(self, step_id: str) -> str | None:
+        logs = sorted(self.store.log_folder(step_id).rglob("*.log"), key=os.path.getmtime)
+        return str(logs[-1]) if logs else None
+
+
+class Stopped(SacpoError):
+    """The run is being stopped."""

@@ -1,0 +1,97 @@
+"""What a step is handed and what it gives back, the same for every kind of step and every executor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step ready to be carried out.
+
+    Attributes:
+        step_id: The step's id.
+        payload: Everything that decides the output.
+        folder: Where to write the output; it exists.
+        parents: Role of each parent and the folder of its verified output.
+        local: Where to find what the payload names by content.
+        resources: The space's `resources` as plain values.
+        logs: Folder for the log files of the step's workers.
+        scratch: Folder for what a restart needs.
+        created: When it was handed out, seconds since the epoch.
+    """
+
+    step_id: str
+    payload: dict[str, Any]
+    folder: Path
+    parents: dict[str, Path]
+    local: dict[str, Any]
+    resources: dict[str, Any]
+    logs: Path
+    scratch: Path
+    created: float = field(default_factory=time.time)
+
+
+@dataclass
+class Facts:
+    """What a step reports for its record, beside its files.
+
+    Attributes:
+        effective: Settings read back from the objects that did the work.
+        metrics: Measured numbers.
+        workers: Processes that worked.
+        devices: Accelerators (CPU workers where there are none) that were held.
+        alive: When the first worker process was there, seconds since the epoch.
+        first_work: When the first training or answering step began.
+        ended: When the work was done.
+    """
+
+    effective: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    devices: int = 0
+    alive: float = field(default_factory=time.time)
+    first_work: float | None = None
+    ended: float | None = None
+
+    def as_record(self) -> dict[str, Any]:
+        """The facts as JSON values, with seconds derived."""
+        ended = self.ended if self.ended is not None else time.time()
+        seconds = ended - self.alive
+        return {
+            "effective": self.effective,
+            "metrics": self.metrics,
+            "workers": self.workers,
+            "seconds": seconds,
+            "device_seconds": seconds * self.devices,
+            "alive": self.alive,
+            "first_work": self.first_work if self.first_work is not None else self.alive,
+            "ended": ended,
+        }
+
+
+@contextlib.contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Send this process's standard output and error, also of native code, to a file meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with path.open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in zip((1, 2), saved, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)

@@ -1,0 +1,39 @@
+"""The `probabilities` step: what a policy gives to every answer of the embedded world, exactly."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from sacpo.data.synthetic import ANSWERS, PROMPTS, SLOTS, Array
+from sacpo.steps.files import PROBABILITIES
+from sacpo.steps.job import Facts, Job
+from sacpo.steps.model import load_policy
+
+
+def run(job: Job) -> Facts:
+    """Write the probabilities, float64 of shape (prompts, answers), in the order of `PROMPTS` and `ANSWERS`."""
+    facts = Facts()
+    model, tokenizer = load_policy(job.parents["policy"])
+    facts.first_work = time.time()
+    save_file({"probabilities": answer_probabilities(model, tokenizer)}, job.folder / PROBABILITIES)
+    return facts
+
+
+@torch.no_grad()
+def answer_probabilities(model: Any, tokenizer: Any) -> Array:
+    """Probability of every answer, its end included; shape (prompts, answers)."""
+    ids = [[tokenizer.convert_tokens_to_ids(text) for text in slot] for slot in SLOTS]
+    answers = torch.tensor([[ids[i][k] for i, k in enumerate(answer)] + [tokenizer.eos_token_id] for answer in ANSWERS])
+    rows = []
+    for text, _ in PROMPTS:
+        prompt = torch.tensor(tokenizer(text)["input_ids"])
+        sequences = torch.cat([prompt.expand(len(answers), -1), answers], dim=1).to(model.device)
+        logits = model(input_ids=sequences).logits[:, len(prompt) - 1 : -1].double()
+        log_probabilities = logits.log_softmax(-1).gather(-1, sequences[:, len(prompt) :, None])
+        rows.append(log_probabilities.squeeze(-1).sum(-1).exp().cpu().numpy())
+    return np.stack(rows)

@@ -1,0 +1,371 @@
+"""The `train` step: one loop for `sft`, `dpo`, `kto` and `reward` on TRL's trainers, the same on every worker.
+
+The parent policy is where a stage starts and, for `dpo` and `kto`, also its reference; the KL parameter is beta for a
+chain's first stage and beta/lambda after it (paper, Theorem 1). Ray and DeepSpeed are not known here: `sacpo.cluster`
+sets the processes up and hands the sharding configuration and the checkpoint callback in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainerCallback
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+
+from sacpo.data.tokenise import whole_pairs
+from sacpo.errors import StepError
+from sacpo.steps.files import EXAMPLES, HELD_OUT, HISTORY
+from sacpo.steps.job import Facts, Job
+
+_DIVERGED = 10.0  # a loss so many times its first value (at least ln 2) has diverged
+
+
+class _Tokenised:
+    """TRL's trainer over examples that the `data` step has tokenised: nothing is left to prepare."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+
+class _DPO(_Tokenised, DPOTrainer):  # type: ignore[misc]
+    pass
+
+
+class _KTO(_Tokenised, KTOTrainer):  # type: ignore[misc]
+    pass
+
+
+_TRAINERS: dict[str, tuple[Any, Any]] = {
+    "sft": (SFTTrainer, SFTConfig),
+    "dpo": (_DPO, DPOConfig),
+    "kto": (_KTO, KTOConfig),
+    "reward": (RewardTrainer, RewardConfig),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where this worker stands in its group.
+
+    Attributes:
+        world_size: Workers of the group.
+        rank: This worker's number.
+        deepspeed: DeepSpeed's configuration, or none for plain data parallel training.
+        resume_from: Folder of a checkpoint to go on from.
+        on_checkpoint: Called on every worker with its checkpoint folder and the update count.
+        workdir: This worker's own folder for checkpoints.
+    """
+
+    world_size: int
+    rank: int
+    deepspeed: dict[str, Any] | None
+    resume_from: Path | None
+    on_checkpoint: Callable[[Path, int], None]
+    workdir: Path
+
+
+def run(job: Job, placement: Placement, facts: Facts) -> Facts:
+    """Train one stage and, on the first worker, write the policy to the job's folder.
+
+    Raises:
+        StepError: the loss is not finite or diverged, a requested setting did not take effect, or there are fewer
+            examples than one batch.
+    """
+    payload = job.payload
+    torch.set_num_threads(job.resources["cpus_per_worker"])
+    tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
+    rows, used = _examples(job)
+    batch = _Batch.of(payload, job.resources, placement.world_size)
+    steps = payload["settings"]["epochs"] * (used // batch.total)
+    trainer_class, config_class = _TRAINERS[payload["method"]]
+    arguments = config_class(**_arguments(job, placement, batch, steps, rows))
+    watch = _Watch(placement, facts, steps)
+    trainer = trainer_class(
+        model=str(job.parents["policy"]),
+        args=arguments,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=[watch],
+    )
+    if trainer.args.world_size != placement.world_size:
+        raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {placement.world_size}")
+    facts.effective = _effective(trainer, payload, batch, placement)
+    trainer.train(resume_from_checkpoint=str(placement.resume_from) if placement.resume_from else None)
+    facts.effective |= _engine(trainer, payload, placement)
+    if trainer.state.global_step != steps:
+        raise StepError(f"training ended after {trainer.state.global_step} of {steps} updates")
+    facts.metrics |= _metrics(trainer.state.log_history, steps, used, placement)
+    if payload["method"] == "reward":
+        facts.metrics |= _held_out_accuracy(trainer, job, tokenizer)
+    trainer.save_model(str(job.folder))
+    if placement.rank == 0:
+        (job.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record holds the settings
+        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        (job.folder / HISTORY).write_text(json.dumps(history))
+    return facts
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """How one update's examples are spread: total = per_device x workers x accumulation."""
+
+    total: int
+    per_device: int
+    accumulation: int
+
+    @classmethod
+    def of(cls, payload: dict[str, Any], resources: dict[str, Any], workers: int) -> _Batch:
+        total = payload["settings"]["batch_size"]
+        if payload["method"] == "kto":  # the KL term is estimated over one forward batch of the whole group
+            forward = payload["settings"]["kl_batch_size"]
+        else:
+            share = total // workers
+            forward = workers * max(n for n in range(1, share + 1) if share % n == 0 and n <= _at_most(resources))
+        return cls(total, forward // workers, total // forward)
+
+
+def _at_most(resources: dict[str, Any]) -> int:
+    limit: int = resources["per_device_batch"]
+    return limit
+
+
+def _examples(job: Job) -> tuple[Dataset, int]:
+    """The examples as the trainer takes them, and how many of one epoch are used.
+
+    A rest that fills no whole batch is left out, so that the batches do not depend on the number of workers. KTO's
+    trainer reads in order, so its epochs are shuffled here, by the step's seed, and laid one after the other.
+    """
+    payload, settings = job.payload, job.payload["settings"]
+    rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
+    used = len(rows) - len(rows) % settings["batch_size"]
+    if used == 0:
+        raise StepError(
+            f"training.{payload['method']}.batch_size is {settings['batch_size']}, but there are {len(rows)} examples; "
+            "give more examples or a smaller batch"
+        )
+    order = np.random.default_rng([payload["seed"], 3])
+    rows = [rows[i] for i in sorted(order.permutation(len(rows))[:used])]
+    if payload["method"] == "reward":
+        rows = whole_pairs(rows)
+    if payload["method"] == "kto":
+        rows = [rows[i] for _ in range(settings["epochs"]) for i in order.permutation(used)]
+        block = settings["kl_batch_size"]
+        for start in range(0, len(rows), block):
+            part = rows[start : start + block]
+            rows[start : start + block] = [
+                {**row, "KL_completion_ids": part[i - 1]["completion_ids"]} for i, row in enumerate(part)
+            ]
+    return Dataset.from_list(rows), used
+
+
+def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: Dataset) -> dict[str, Any]:
+    """The arguments of TRL's configuration class for this stage."""
+    payload, settings = job.payload, job.payload["settings"]
+    cuda = torch.cuda.is_available()
+    checkpoint_steps = job.resources["checkpoint_steps"]
+    arguments: dict[str, Any] = {
+        "output_dir": str(placement.workdir),
+        "learning_rate": settings["learning_rate"],
+        "num_train_epochs": settings["epochs"],
+        "per_device_train_batch_size": batch.per_device,
+        "gradient_accumulation_steps": batch.accumulation,
+        "lr_scheduler_type": settings["scheduler"],
+        "warmup_steps": math.ceil(settings["warmup_share"] * steps),
+        "weight_decay": settings["weight_decay"],
+        "max_grad_norm": settings["max_grad_norm"],
+        "adam_epsilon": settings["adam_epsilon"],
+        "optim": "adamw_torch",
+        "gradient_checkpointing": settings["gradient_checkpointing"],
+        "seed": payload["seed"],
+        "data_seed": payload["seed"],
+        "max_length": payload["max_length"],
+        "model_init_kwargs": {"dtype": payload["dtype"]},
+        "bf16": payload["dtype"] == "bfloat16",
+        "use_cpu": not cuda,
+        "deepspeed": placement.deepspeed,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "save_strategy": "steps" if steps > checkpoint_steps else "no",
+        "save_steps": checkpoint_steps,
+        "save_total_limit": 1,
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    if payload["method"] == "sft":
+        arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    elif payload["method"] == "dpo":
+        arguments |= {
+            "beta": payload["kl_parameter"],
+            "loss_type": [settings["loss"]],
+            "label_smoothing": settings["label_smoothing"],
+        }
+    elif payload["method"] == "kto":
+        desirable, undesirable = class_weights(rows["label"])
+        arguments |= {
+            "beta": payload["kl_parameter"],
+            "loss_type": settings["loss"],
+            "desirable_weight": desirable,
+            "undesirable_weight": undesirable,
+            "num_train_epochs": 1,  # the epochs are laid one after the other
+        }
+    return arguments
+
+
+def class_weights(labels: list[bool]) -> tuple[float, float]:
+    """KTO's weights of desirable and undesirable examples: the rarer class is raised until both weigh the same.
+
+    This is the one place where imbalance is handled (KTO paper, Eq. 8: the ratio of the weighted counts is in [1,
+    4/3]).
+
+    Raises:
+        StepError: all examples are of one class.
+    """
+    desirable = sum(labels)
+    undesirable = len(labels) - desirable
+    if not desirable or not undesirable:
+        raise StepError(
+            f"KTO needs both kinds of examples; here are {desirable} desirable and {undesirable} undesirable"
+        )
+    return max(1.0, undesirable / desirable), max(1.0, desirable / undesirable)
+
+
+class _Watch(TrainerCallback):  # type: ignore[misc]
+    """Refuses a loss that is no number or has diverged, and hands checkpoints on."""
+
+    def __init__(self, placement: Placement, facts: Facts, steps: int) -> None:
+        self.placement, self.facts, self.steps = placement, facts, steps
+        self.first_loss: float | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.facts.first_work is None:
+            self.facts.first_work = time.time()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if self.first_loss is None:
+            self.first_loss = loss
+        limit = _DIVERGED * max(abs(self.first_loss), math.log(2))
+        if not math.isfinite(loss) or loss > limit:
+            raise StepError(
+                f"diverged at update {state.global_step} of {self.steps}: the loss is {loss:g} "
+                f"(first {self.first_loss:g}, limit {limit:g}); try a smaller learning_rate or max_grad_norm"
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step >= self.steps:
+            control.should_save = False  # the policy itself is written next
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.placement.on_checkpoint(self.placement.workdir / f"checkpoint-{state.global_step}", state.global_step)
+
+
+def _effective(trainer: Any, payload: dict[str, Any], batch: _Batch, placement: Placement) -> dict[str, Any]:
+    """The settings as the built trainer holds them.
+
+    Raises:
+        StepError: one differs from what was requested.
+    """
+    args, settings = trainer.args, payload["settings"]
+    effective: dict[str, Any] = {
+        "learning_rate": args.learning_rate,
+        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "scheduler": str(args.lr_scheduler_type.value),
+        "weight_decay": args.weight_decay,
+        "max_grad_norm": args.max_grad_norm,
+        "adam_epsilon": args.adam_epsilon,
+        "gradient_checkpointing": args.gradient_checkpointing,
+    }
+    if payload["method"] != "kto":
+        effective["epochs"] = int(args.num_train_epochs)
+    wanted = {key: settings[key] for key in effective}
+    if payload["kl_parameter"] is not None:
+        effective["kl_parameter"] = trainer.beta
+        wanted["kl_parameter"] = payload["kl_parameter"]
+    if payload["method"] in ("dpo", "kto"):
+        loss = trainer.loss_types[0] if payload["method"] == "dpo" else trainer.loss_type
+        effective["loss"], wanted["loss"] = loss, settings["loss"]
+    effective["seed"], wanted["seed"] = args.seed, payload["seed"]
+    effective["zero_stage"] = trainer.accelerator.state.deepspeed_plugin.zero_stage if placement.deepspeed else 0
+    wanted["zero_stage"] = 3 if placement.deepspeed else 0
+    different = {key: (wanted[key], effective[key]) for key in wanted if wanted[key] != effective[key]}
+    if different:
+        raise StepError(f"settings without effect (requested, effective): {different}")
+    return {
+        **effective,
+        "dtype": str(trainer.model.dtype),
+        "per_device_batch": batch.per_device,
+        "accumulation": batch.accumulation,
+        "world_size": args.world_size,
+    }
+
+
+def _engine(trainer: Any, payload: dict[str, Any], placement: Placement) -> dict[str, Any]:
+    """What DeepSpeed's engine says of itself after training.
+
+    Raises:
+        StepError: it did not shard the parameters, or its batch is not the requested one.
+    """
+    if not placement.deepspeed:
+        return {}
+    engine = trainer.model_wrapped
+    stage, batch = engine.zero_optimization_stage(), engine.train_batch_size()
+    forward = payload["settings"]["batch_size"]
+    if stage != 3 or batch != forward:
+        raise StepError(f"DeepSpeed ran ZeRO stage {stage} with batches of {batch}; requested were 3 and {forward}")
+    return {"engine_zero_stage": stage, "engine_batch_size": batch}
+
+
+def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: Placement) -> dict[str, Any]:
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    return {
+        "updates": steps,
+        "examples_per_epoch": used,
+        "first_loss": losses[0],
+        "final_loss": float(np.mean(losses[-max(1, len(losses) // 20) :])),
+        "resumed": placement.resume_from is not None,
+    }
+
+
+def _held_out_accuracy(trainer: Any, job: Job, tokenizer: Any) -> dict[str, Any]:
+    """How often the reward model prefers the chosen of a held-out pair; ties count half."""
+    rows = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
+    correct = 0.0
+    trainer.model.eval()
+    for row in rows:
+        with torch.no_grad():
+            scores = [
+                float(
+                    trainer.model_wrapped(input_ids=torch.tensor([row[key]], device=trainer.args.device)).logits[0, 0]
+                )
+                for key in ("chosen_ids", "rejected_ids")
+            ]
+        correct += 0.5 if scores[0] == scores[1] else float(scores[0] > scores[1])
+    return {"held_out_pairs": len(rows), "held_out_accuracy": correct / len(rows)}
+
+
+def quiet() -> None:
+    """Settings of the libraries that make no sense in a worker: no telemetry, no tokenizer threads."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,217 @@
+"""`python -m sacpo.sweep`: run a space to its Pareto front, or go on where the same command stopped."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sacpo.errors import SacpoError
+from sacpo.identity import content_id
+from sacpo.loading import load_space
+from sacpo.plan import Plan, make_plan
+from sacpo.store import CorruptOutput, Store
+
+QUICKSTART = Path(__file__).parent.parent / "tune_spaces" / "quickstart.yaml"
+_PACKAGES = ("sacpo", "ray", "torch", "transformers", "trl", "deepspeed", "datasets", "pandas", "accelerate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Exit status: 0 all trials ended well, 1 some failed or the run was stopped, 2 bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        space = load_space(arguments.space, arguments.set)
+        plan = make_plan(space)
+        results = (arguments.results or Path("results") / space.name).absolute()
+        store = Store(arguments.store if arguments.store is not None else results / "store")
+        if arguments.dry_run:
+            print(describe(plan, store))
+            return 0
+        _check_writable(results)
+        _check_writable(store.root)
+        return _run(plan, store, results, arguments.address)
+    except SacpoError as error:  # a step's own failure ends in the tables; what reaches this is the input's
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sacpo.sweep", description="Sweep beta/lambda and merge ratios of SACPO to a Pareto front."
+    )
+    parser.add_argument("space", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quickstart)")
+    parser.add_argument(
+        "--results", type=Path, help="folder for tables and plots (default: results/<name of the space>)"
+    )
+    parser.add_argument("--store", help="folder of steps' outputs, shared by sweeps (default: <results>/store)")
+    parser.add_argument("--address", default="local", help="local (default), auto, or ray://HOST:PORT")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the space")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
+    return parser
+
+
+def describe(plan: Plan, store: Store) -> str:
+    """The plan as text: trials, steps, what the store has already, what will train, what sharing saves."""
+    counts: dict[str, list[int]] = {}
+    for step in plan.steps.values():
+        done = store.record(step.id) is not None
+        total = counts.setdefault(step.kind, [0, 0])
+        total[0] += 1
+        total[1] += done
+    shared, alone = plan.trainings()
+    lines = [f"space {plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps"]
+    lines += [f"  {kind:14} {total:4} steps, {done} in the store already" for kind, (total, done) in counts.items()]
+    will_train = counts.get("train", [0, 0])[0] - counts.get("train", [0, 0])[1]
+    lines.append(f"trainings: {shared} with shared stages, {alone} without: sharing saves {alone - shared}")
+    lines.append(f"will train now: {will_train}")
+    lines += [f"note: {note}" for note in plan.notes]
+    lines.append("trials:")
+    lines += [f"  {trial.label}" for trial in plan.trials]
+    return "\n".join(lines)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{uuid.uuid4().hex}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise SacpoError(
+            f"{folder} cannot be written: {error.strerror}; give another folder with --results or --store"
+        ) from None
+
+
+def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
+    from rich.console import Console
+
+    from sacpo import results as tables
+    from sacpo.progress import Progress
+    from sacpo.report import write_report
+    from sacpo.steps.job import logged
+
+    # What libraries print goes to a file: the terminal is for the sweep. The console keeps the real output.
+    terminal = os.fdopen(os.dup(1), "w")
+    console = Console(file=terminal, width=None if terminal.isatty() else 160)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
+    sweep = _facts(plan, store, folder, argv=sys.argv)
+    for retracted in _verify_leaves(plan, store):
+        console.print(f"computed again: {retracted}", markup=False)
+    missing = [t for t in plan.trials if any(store.record(step) is None for step in t.steps)]
+    stopped = False
+    started = time.monotonic()
+    if missing:
+        from sacpo.cluster import tuner
+
+        console.print(f"{plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps; results in {folder}")
+        try:
+            with (
+                logged(folder / "sweep.log"),
+                tuner.cluster(address),
+                Progress(plan, store, sweep, lambda found: tables.write(found, folder), console),
+            ):
+                tuner.slots(plan)
+                tuner.run_trials(plan, store, sweep["run"], folder / ".tune")
+        except KeyboardInterrupt:
+            stopped = True
+    found = tables.collect(plan, store, sweep)
+    _count(found, sweep, time.monotonic() - started)
+    tables.write(found, folder)
+    write_report(found, folder)
+    _summarise(found, folder, console, stopped)
+    return 0 if (found.trials["status"] == "done").all() else 1
+
+
+def _verify_leaves(plan: Plan, store: Store) -> list[str]:
+    """Check the stored outputs that tables are made of; damaged ones are retracted and will be computed again."""
+    damaged = []
+    for trial in plan.trials:
+        for step in trial.steps:
+            if step != trial.policy and store.record(step) is not None:
+                try:
+                    store.output(step)
+                except CorruptOutput as error:
+                    damaged.append(f"{plan.steps[step].label}: {error}")
+    return damaged
+
+
+def _facts(plan: Plan, store: Store, folder: Path, argv: list[str]) -> dict[str, Any]:
+    space = plan.space.model_dump(mode="json")
+    return {
+        "run": uuid.uuid4().hex,
+        "space": space,
+        "space_id": content_id("space", space),
+        "store": str(store.root),
+        "results": str(folder),
+        "command": argv,
+        "versions": {name: _version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
+        "git_commit": _commit(),
+        "started": time.time(),
+        "notes": list(plan.notes),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    """The commit of the package's own repository, if it is in one."""
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _count(found: Any, sweep: dict[str, Any], seconds: float) -> None:
+    steps, trials = found.steps, found.trials
+    done = steps["status"] == "done"
+    sweep["ended"] = time.time()
+    sweep["seconds"] = seconds
+    sweep["counts"] = {
+        "trials": len(trials),
+        "trials_done": int((trials["status"] == "done").sum()),
+        "trials_failed": int((trials["status"] == "failed").sum()),
+        "steps_planned": len(steps),
+        "steps_run": int((done & ~steps["reused"]).sum()),
+        "steps_reused": int((done & steps["reused"]).sum()),
+        "steps_failed": int((steps["status"] == "failed").sum()),
+    }
+
+
+def _summarise(found: Any, folder: Path, console: Any, stopped: bool) -> None:
+    from sacpo.progress import trial_table
+
+    counts = found.sweep["counts"]
+    console.print(trial_table(found.trials))
+    console.print("* on the front; win rates against the SFT policy with 95 % intervals", markup=False)
+    for reason, trials in found.trials[found.trials["status"] == "failed"].groupby("error", sort=False):
+        console.print(f"FAILED {', '.join(trials['label'])}: {reason}", markup=False)
+    console.print(
+        f"{counts['trials_done']} of {counts['trials']} trials done; {counts['steps_run']} steps run, "
+        f"{counts['steps_reused']} reused, {counts['steps_failed']} failed; {found.sweep['seconds']:.0f} s",
+        markup=False,
+    )
+    for name in ("report.html", "pareto.png", "trials.csv"):
+        console.print(f"  {os.path.relpath(folder / name)}", markup=False)
+    if stopped:
+        console.print("stopped; the same command goes on from here", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""Fixtures that several files share: a Ray cluster of this machine, and one small sweep run on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A local cluster with two CPUs and a temporary folder of its own, shut down afterwards."""
+    from sacpo.cluster import tuner
+
+    # Unix sockets below it: the path must be short.
+    with tuner.cluster("local", num_cpus=2, _temp_dir=str(tmp_path_factory.mktemp("ray"))):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of a small sweep, run by the command itself in a process of its own."""
+    from tests.commands import sweep, write_space
+    from tests.spaces import small
+
+    folder = tmp_path_factory.mktemp("small")
+    answer = sweep(write_space(small(resources__workers=2), folder), folder / "results")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    return folder / "results"

@@ -1,0 +1,194 @@
+"""The report: what it shows, and that nothing in it loads from elsewhere or runs as code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from sacpo import results as tables
+from sacpo.errors import StoreError
+from sacpo.frontier.pareto import on_front
+from sacpo.pictures import all_series, drawn, front_points, optima, point_label
+from sacpo.report import draw_front_interactive, main, write_report
+from sacpo.results import Results
+
+NAN = float("nan")
+CHAIN = "dpo:helpfulness>dpo:harmlessness"
+ATTACK = "</script><script>alert('owned')</script><img src=https://example.com/x>"
+REASON = "train: the loss was not finite at step 112"
+
+
+def _trial(number: int, method: str, chain: str, point: tuple[float, float], **values: Any) -> dict[str, Any]:
+    half = 0.0 if method == "sft" else 0.06
+    row: dict[str, Any] = {
+        "trial_id": f"trial-{number}",
+        "label": f"{method} {number}",
+        "method": method,
+        "chain": chain,
+    }
+    row |= {"beta": NAN, "beta_over_lambda": NAN, "q": NAN, "seed": 0, "status": "done", "error": ""}
+    for name, value in zip(("helpfulness", "harmlessness"), point, strict=True):
+        row |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half, f"n_{name}": 40}
+    row |= {"kl_to_sft": 1.5, "mean_response_tokens": 30.0, "seconds": 9.0, "device_seconds": 0.0}
+    row |= {
+        "expected_reward": 2 * point[0],
+        "expected_safety": 2 * point[1],
+        "support_mass": 0.98,
+        "share_of_optimum": 0.9,
+    }
+    row |= values
+    return row | {"lambda": row["beta"] / row["beta_over_lambda"]}
+
+
+def _trials() -> pd.DataFrame:
+    rows = [
+        _trial(0, "sft", "", (0.5, 0.5), seed=pd.NA),
+        _trial(1, "one-step", "dpo:helpfulness", (0.8, 0.5), beta=0.1),
+    ]
+    for i, (ratio, point) in enumerate([(0.01, (0.62, 0.8)), (0.1, (0.74, 0.58)), (0.025, (0.7, 0.74))]):
+        rows.append(_trial(2 + i, "sacpo", CHAIN, point, beta=0.1, beta_over_lambda=ratio))
+    rows.append(_trial(5, "p-sacpo", CHAIN, (0.76, 0.7), beta=0.1, beta_over_lambda=0.01, q=0.5, label=ATTACK))
+    rows.append(_trial(6, "sacpo", "kto:harmlessness>dpo:helpfulness", (NAN, NAN), status="pending"))
+    rows.append(_trial(7, "sacpo", CHAIN, (NAN, NAN), beta=0.1, beta_over_lambda=0.05, status="failed", error=REASON))
+    trials = pd.DataFrame(rows)
+    return trials.assign(on_front=on_front(trials[["helpfulness", "harmlessness"]].to_numpy(dtype=float)))
+
+
+def _exact() -> pd.DataFrame:
+    grid = np.geomspace(0.1, 20, 40)
+    return pd.DataFrame(
+        {"beta": 0.1, "lambda": grid, "expected_reward": 2 / grid, "expected_safety": np.log(grid), "kl_to_sft": 1.0}
+    )
+
+
+def _results(trials: pd.DataFrame, exact: pd.DataFrame | None) -> Results:
+    answer = {"category": "c", "prompt": "How?", "sample": 0, "response": ATTACK, "tokens": 9, "finished": True}
+    keys = [
+        {"trial_id": trial, "criterion": criterion, "prompt_id": f"p{i}"}
+        for trial in trials["trial_id"]
+        for criterion in ("helpfulness", "harmlessness")
+        for i in range(5)
+    ]
+    step = {"step_id": "train-1", "kind": "train", "label": "train x", "status": "failed", "error": ATTACK}
+    steps = pd.DataFrame([step | {"seconds": NAN, "reused": False, "attempts": 2}])
+    verdicts = pd.DataFrame([key | {"outcome": "win"} for key in keys])
+    sweep = {"space": {"name": "tiny", "note": ATTACK}, "versions": {"ray": "2"}, "seconds": 3671.0}
+    return Results(sweep, trials, steps, pd.DataFrame([key | answer for key in keys]), verdicts, exact)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report(_results(_trials(), _exact()), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_text_of_models_stays_text(page: str) -> None:
+    assert "<script>alert(" not in page
+    assert "<img src=https" not in page
+    assert "&lt;script&gt;alert(" in page
+
+
+def test_page_loads_nothing(page: str) -> None:
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'")
+    assert "http" not in policy[1]
+    tags = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", re.sub(r"(?s)<script\b.*?</script>", "", page))
+    assert not [tag for tag in tags if "src" in tag or "href" in tag]
+    assert not re.findall(r"<script[^>]+src=", page)
+
+
+def test_page_tells_what_happened(page: str) -> None:
+    text = " ".join(re.sub(r"<[^>]+>", " ", page[page.index("<main>") :]).split())
+    assert "6 of 8 trials done 1 failed 1 pending" in text
+    assert "1 h 1 min 11 s wall time" in text
+    assert f"failed {REASON}" in text
+    assert "0.700 [0.640, 0.760]" in text
+    assert page.count('class="mark">★') == 4
+    assert page.count("<details><summary>sacpo 2") == 1
+
+
+def test_picture_is_drawn_whole(folder: Path) -> None:
+    height, width, _ = matplotlib.image.imread(folder / "pareto.png").shape
+    assert (width, height) == (1600, 875)
+    assert (folder / "pareto.png").stat().st_size > 40_000
+    assert sorted(path.name for path in folder.iterdir()) == ["pareto.png", "report.html"]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 8), slice(0, 1), slice(2, 3), slice(6, 8)])
+@pytest.mark.parametrize("exact", [None, _exact()])
+def test_report_of_any_part_of_a_sweep(rows: slice, exact: pd.DataFrame | None, tmp_path: Path) -> None:
+    trials = _trials().iloc[rows]
+    if exact is None:
+        gold = ["expected_reward", "expected_safety", "support_mass", "share_of_optimum"]
+        trials = trials.drop(columns=gold)
+    write_report(_results(trials, exact), tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+def test_report_before_anything_ran(tmp_path: Path) -> None:
+    full = _results(_trials().iloc[6:7], None)
+    write_report(Results(full.sweep, full.trials, full.steps, full.responses[:0], full.verdicts[:0], None), tmp_path)
+    assert "No answers yet" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_series_are_joined_along_lambda_and_label_what_varies() -> None:
+    series = {s.name: s for s in all_series(drawn(_trials(), ("helpfulness", "harmlessness")))}
+    (run,) = series["SACPO: dpo:helpfulness → dpo:harmlessness"].runs
+    assert [point_label(row) for row in run.to_dict("records")] == ["β/λ=0.1", "β/λ=0.025", "β/λ=0.01"]
+    assert len({(s.colour, s.marker) for s in series.values()}) == len(series) == 4
+
+
+def test_runs_of_other_seeds_and_betas_are_not_joined() -> None:
+    rows = [
+        _trial(i, "sacpo", CHAIN, (0.6, 0.6), beta=beta, beta_over_lambda=0.05, seed=seed)
+        for i, (beta, seed) in enumerate([(0.1, 0), (0.1, 1), (0.2, 0)])
+    ]
+    (series,) = all_series(pd.DataFrame(rows))
+    assert [len(run) for run in series.runs] == [1, 1, 1]
+
+
+def test_optima_are_read_where_the_trials_lambdas_are() -> None:
+    found = optima(_trials(), _exact())
+    assert [mark["lambda"] for mark in found] == pytest.approx([1.0, 2.0, 4.0, 10.0])
+    assert found[1]["expected_safety"] == pytest.approx(np.log(2.0), abs=0.01)
+    assert optima(_trials(), _exact().assign(beta=0.3)) == []
+
+
+def test_failed_trials_are_not_drawn() -> None:
+    figure = draw_front_interactive(_trials(), None)
+    hovers = [text for trace in figure.data for text in (trace.hovertext or ())]
+    assert len(hovers) == 6
+    assert not [text for text in hovers if "trial-6" in text or "trial-7" in text]
+    assert any("helpfulness 0.700 [0.640, 0.760], 40 verdicts" in text for text in hovers)
+    assert front_points(_trials()) == [(0.62, 0.8), (0.7, 0.74), (0.76, 0.7), (0.8, 0.5)]
+
+
+def test_command_says_when_there_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "not a results folder" in capsys.readouterr().err
+
+
+def test_command_uses_the_written_tables_when_the_store_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(folder: Path) -> Results:
+        raise StoreError("the store is gone")
+
+    tables.write(_results(_trials(), _exact()), tmp_path)
+    monkeypatch.setattr(tables, "refresh", gone)
+    assert main([str(tmp_path)]) == 0
+    told = capsys.readouterr()
+    assert "the store is gone" in told.err
+    assert str(tmp_path / "report.html") in told.out
+    assert (tmp_path / "pareto.png").exists()

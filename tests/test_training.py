@@ -1,0 +1,182 @@
+"""What one worker group trains: the same numbers however the work is spread, and what was asked for.
+
+These run real Ray Train worker groups with TRL's trainers under DeepSpeed ZeRO-3 over gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from sacpo.cluster import executor
+from sacpo.errors import StepError
+from sacpo.plan import Plan, make_plan
+from sacpo.runner import Runner
+from sacpo.steps.train import class_weights
+from sacpo.store import Record, Store
+from tests.spaces import space
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the SFT policy and the data are done; each test goes on in a copy of its own."""
+    root = tmp_path_factory.mktemp("base")
+    plan = make_plan(space())
+    runner = Runner(plan, Store(root), "base", executor.execute)
+    for step in plan.steps.values():
+        if step.kind == "data":
+            runner.ensure(step.id)
+    return root
+
+
+@pytest.fixture
+def train(base: Path, tmp_path: Path) -> Callable[..., tuple[Record, Path, Store]]:
+    """Train the helpfulness stage of a variant of the small space, from the shared SFT policy and data."""
+    import shutil
+
+    counter = iter(range(100))
+
+    def run(method: str = "dpo", **changes: Any) -> tuple[Record, Path, Store]:
+        root = tmp_path / str(next(counter))
+        shutil.copytree(base, root)
+        plan = stage_plan(method, **changes)
+        store = Store(root)
+        step = plan.trials[1].policy
+        record = Runner(plan, store, "test", executor.execute).ensure(step)
+        return record, store.output(step), store
+
+    return run
+
+
+def stage_plan(method: str = "dpo", **changes: Any) -> Plan:
+    chain = [{"chain": f"{method}:helpfulness", "beta": 2.0}]
+    if method == "kto":
+        changes["training__kto"] = {"learning_rate": 1e-3, "batch_size": 64, "epochs": 2, "kl_batch_size": 64}
+    return make_plan(space(chains=chain, merges=[], **changes))
+
+
+def losses(output: Path) -> list[float]:
+    return [entry["loss"] for entry in json.loads((output / "history.json").read_text())]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def test_two_zero3_workers_equal_one_ddp_worker_with_twice_the_accumulation(
+    train: Callable[..., tuple[Record, Path, Store]],
+) -> None:
+    """One comparison for both promises: more workers change nothing, and sharding changes nothing."""
+    two, two_output, _ = train(resources__workers=2, resources__per_device_batch=16)
+    one, one_output, _ = train(resources__workers=1, resources__per_device_batch=16, resources__sharding="ddp")
+    assert (two["effective"]["world_size"], two["effective"]["accumulation"]) == (2, 2)
+    assert (one["effective"]["world_size"], one["effective"]["accumulation"]) == (1, 4)
+    assert (two["effective"]["engine_zero_stage"], one["effective"]["zero_stage"]) == (3, 0)
+    assert two["step_id"] == one["step_id"]
+    assert losses(two_output) == pytest.approx(losses(one_output), rel=1e-3)
+    for name, value in weights(two_output).items():
+        torch.testing.assert_close(value, weights(one_output)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_was_asked(
+    base: Path, train: Callable[..., tuple[Record, Path, Store]]
+) -> None:
+    record, output, store = train(training__dpo__adam_epsilon=1e-6)
+    assert losses(output)[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference before the first update
+    assert losses(output)[-1] < losses(output)[0]
+    start = weights(store.output(record["parents"]["policy"]))
+    assert all(not torch.equal(value, start[name]) for name, value in weights(output).items())
+    settings = record["payload"]["settings"]
+    effective = record["effective"]
+    assert {key: effective[key] for key in settings if key in effective} == {
+        key: value for key, value in settings.items() if key in effective
+    }
+    assert (effective["kl_parameter"], effective["engine_batch_size"]) == (2.0, 64)
+    assert not list(output.glob("*.bin"))
+    assert {path.suffix for path in output.iterdir()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_kto_runs_with_two_workers_and_balances_its_classes_once(
+    train: Callable[..., tuple[Record, Path, Store]],
+) -> None:
+    record, output, store = train("kto", resources__workers=2)
+    assert record["metrics"]["updates"] == len(losses(output))
+    assert losses(output)[-1] < losses(output)[0]
+    other, other_output, _ = train("kto", resources__workers=2, seeds=[1])
+    assert losses(other_output) != losses(output)  # the seed orders the data
+
+
+def test_class_weights_make_both_classes_weigh_the_same() -> None:
+    desirable, undesirable = class_weights([True] * 3 + [False] * 9)
+    assert (desirable * 3, undesirable * 9) == (9, 9)
+    with pytest.raises(StepError, match="4 desirable and 0 undesirable"):
+        class_weights([True] * 4)
+
+
+def test_a_diverged_stage_fails_with_its_reason_and_leaves_nothing_behind(
+    train: Callable[..., tuple[Record, Path, Store]],
+) -> None:
+    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller learning_rate"):
+        train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9, resources__workers=2)
+    assert free_again()
+
+
+def free_again(timeout: float = 60.0) -> bool:
+    """Whether all CPUs are free and no placement group is alive within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        groups = [g for g in ray.util.placement_group_table().values() if g["state"] in ("CREATED", "PENDING")]
+        if ray.available_resources().get("CPU") == 2.0 and not groups:
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
+    train: Callable[..., tuple[Record, Path, Store]], base: Path, tmp_path: Path
+) -> None:
+    """`kill -9` of one of two workers mid-stage: the stage resumes and ends with the weights of an undisturbed one."""
+    changes = {"resources__workers": 2, "resources__checkpoint_steps": 4, "training__dpo__epochs": 30}
+    _, calm, _ = train(**changes)
+    plan = stage_plan(**changes)
+    step = plan.trials[1].policy
+    root = tmp_path / "1"
+    killed = threading.Event()
+
+    def kill() -> None:
+        scratch = Store(root).scratch(step)
+        while not list(scratch.rglob("checkpoint_*/trainer_state.json")):
+            time.sleep(0.05)
+        time.sleep(1.0)  # the controller must have seen it
+        os.kill(train_workers()[0], signal.SIGKILL)
+        killed.set()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    record, output, _ = train(**changes)
+    assert killed.is_set()
+    assert record["metrics"]["resumed"]
+    assert losses(output) == losses(calm)
+    assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(output).items())
+
+
+def train_workers() -> list[int]:
+    """Process ids of the training workers of this test's cluster."""
+    import psutil
+
+    mine = psutil.Process().children(recursive=True)
+    return [p.pid for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
