@@ -101,7 +101,7 @@ class Store:
         number = self._latest(step_id)
         try:
             failure: dict[str, Any] = json.loads((self._attempt(step_id, number, "failed")).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         return failure
 
@@ -110,7 +110,7 @@ class Store:
         return self._latest(step_id)
 
     def claim(self, step: Step, run: str) -> Claim | None:
-        """The right to carry the step out, or none: it is done already, or a live holder is at it.
+        """The right to carry the step out, or none: it is done, a live holder is at it, or it failed in this very run.
 
         Args:
             step: The step.
@@ -120,6 +120,9 @@ class Store:
             return None
         number = self._latest(step.id)
         if number and not self._ended(step.id, number) and not self._dead(step.id, number):
+            return None
+        failure = self.failure(step.id)
+        if failure is not None and failure["run"] == run:
             return None
         folder = self.folder(step.id)
         try:

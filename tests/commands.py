@@ -24,10 +24,10 @@ def arguments(space: Path, results: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "sacpo.sweep", str(space), "--results", str(results), *more]
 
 
-def sweep(space: Path, results: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def sweep(space: Path, results: Path, *more: str, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
     """Run a sweep to its end."""
     return subprocess.run(
-        arguments(space, results, *more), capture_output=True, text=True, cwd=ROOT, timeout=500, check=False
+        arguments(space, results, *more), capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False
     )
 
 

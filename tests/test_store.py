@@ -40,13 +40,14 @@ def test_a_step_is_done_when_its_record_is_there_and_then_claimed_no_more(tmp_pa
 
 def test_a_live_claim_keeps_others_out_and_a_failed_one_does_not(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    claim = store.claim(STEP, "run")
+    claim = store.claim(STEP, "first")
     assert claim is not None
     assert Store(tmp_path).claim(STEP, "other") is None
     claim.fail("diverged", "some.log")
     failure = store.failure(STEP.id)
     assert failure is not None
-    assert (failure["error"], failure["run"], failure["log"]) == ("diverged", "run", "some.log")
+    assert (failure["error"], failure["run"], failure["log"]) == ("diverged", "first", "some.log")
+    assert store.claim(STEP, "first") is None  # not again in the same run
     assert done(store)["attempts"] == 2
     assert store.failure(STEP.id) is None
 

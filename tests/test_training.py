@@ -113,10 +113,10 @@ def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_w
 def test_kto_runs_with_two_workers_and_balances_its_classes_once(
     train: Callable[..., tuple[Record, Path, Store]],
 ) -> None:
-    record, output, store = train("kto", resources__workers=2)
+    record, output, _ = train("kto", resources__workers=2)
     assert record["metrics"]["updates"] == len(losses(output))
     assert losses(output)[-1] < losses(output)[0]
-    other, other_output, _ = train("kto", resources__workers=2, seeds=[1])
+    _, other_output, _ = train("kto", resources__workers=2, seeds=[1])
     assert losses(other_output) != losses(output)  # the seed orders the data
 
 

@@ -200,7 +200,7 @@ def check_share(bad: Counter[str], total: int, max_bad_share: float, path: str) 
 
     Args:
         bad: Bad rows by reason.
-        total: All rows, good and bad; at least one.
+        total: All rows, good and bad.
         max_bad_share: The share of bad rows that is allowed.
         path: The file, for the message.
 
@@ -209,7 +209,7 @@ def check_share(bad: Counter[str], total: int, max_bad_share: float, path: str) 
     """
     count = bad.total()
     # The quotient, not max_bad_share * total: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds below 29.
-    if count / total > max_bad_share:
+    if count and count / total > max_bad_share:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in bad.most_common())
         raise DataError(
             f"{path}: {count} of {total} rows are bad ({count / total:.2%}; max_bad_share allows {max_bad_share:.2%}): "

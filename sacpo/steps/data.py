@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -47,16 +48,18 @@ def run(job: Job) -> Facts:
         parts[HELD_OUT] = held_out
     tokenizer = AutoTokenizer.from_pretrained(job.parents["model"])
     tokenised = {}
+    unfit = Counter[str]()
     for name, part in parts.items():
-        tokenised[name], unfit = tokenise.tokenise(
+        tokenised[name], left_out = tokenise.tokenise(
             part,
             shape=shape,
             tokenizer=tokenizer,
             template=payload["prompt_template"],
             max_length=payload["max_length"],
         )
-        sources.check_share(unfit, len(part), allowed, origin)
-        bad = bad + unfit
+        unfit += left_out
+    sources.check_share(unfit, len(examples), allowed, origin)
+    bad = bad + unfit
     facts = Facts(metrics={"rows": len(rows), "bad_rows": dict(bad), "evaluation_prompt_rows": excluded})
     for name, part in tokenised.items():
         if not part:

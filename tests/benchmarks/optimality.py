@@ -1,0 +1,67 @@
+"""How near to the exact optimum training comes: over the number of pairs, and over lambda at fixed pairs.
+
+By the paper's Theorem 2 the gap shrinks as pairs are added and grows with lambda / beta. Every number is a real sweep's
+`share_of_optimum`; sizes share the SFT policy through one store. Each size gets about the same number of updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from sacpo import results as tables
+from sacpo.sweep import QUICKSTART
+from tests.commands import sweep
+
+BETA = 2.0
+UPDATES = 192
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
+    parser.add_argument("--lambdas", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for pairs in arguments.pairs:
+            rows.append(shares(pairs, arguments.lambdas, Path(temporary)))
+            print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
+    table = pd.DataFrame(rows).set_index("pairs")
+    largest = table.iloc[-1]
+    figures = {
+        "largest_pairs": int(table.index[-1]),
+        "largest_share_lambda_1": round(float(largest["lambda 1"]), 4),
+        "rises_with_pairs": bool(table.iloc[0].lt(largest).all()),
+        "falls_with_lambda": {str(pairs): bool(row.iloc[0] > row.iloc[-1]) for pairs, row in table.iterrows()},
+        "shares": {str(pairs): row.round(4).to_dict() for pairs, row in table.iterrows()},
+    }
+    print(json.dumps(figures))
+
+
+def shares(pairs: int, lambdas: list[float], folder: Path) -> dict[str, float]:
+    """Share of the exact optimum's improvement after stage 1 and at each lambda, with so many pairs an objective."""
+    epochs = max(2, round(UPDATES * 256 / pairs))
+    grid = {"chain": "dpo:helpfulness>dpo:harmlessness", "beta": BETA, "beta_over_lambda": [BETA / v for v in lambdas]}
+    settings = [f"chains={json.dumps([grid])}", "merges=[]", f"training.dpo.epochs={epochs}"]
+    settings += [f"data.preferences.{name}.rows={pairs}" for name in ("helpfulness", "harmlessness")]
+    more = [word for setting in settings for word in ("--set", setting)]
+    answer = sweep(QUICKSTART, folder / str(pairs), "--store", str(folder / "store"), *more, timeout=3600)
+    if answer.returncode:
+        raise SystemExit(answer.stdout + answer.stderr)
+    trials = tables.load(folder / str(pairs)).trials
+    found: dict[str, float] = {
+        "pairs": pairs,
+        "stage 1": trials.loc[trials["method"] == "one-step", "share_of_optimum"].item(),
+    }
+    for value in lambdas:
+        found[f"lambda {value:g}"] = trials.loc[trials["lambda"] == value, "share_of_optimum"].item()
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The quickstart, from nothing to its front, then once more: wall time, where it goes, how good the policies are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from sacpo import results as tables
+from sacpo.sweep import QUICKSTART
+from tests.commands import sweep
+
+
+def covered(intervals: list[tuple[float, float]]) -> float:
+    """Seconds that the intervals cover together."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(intervals):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def shares(steps: pd.DataFrame, wall: float) -> tuple[float, float]:
+    """(share of wall time with no step's workers alive, share with workers alive of which none has begun its work)."""
+    alive = covered(list(zip(steps["alive"], steps["ended"], strict=True)))
+    working = covered(list(zip(steps["first_work"], steps["ended"], strict=True)))
+    return 1 - alive / wall, (alive - working) / wall
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to the sweep")
+    more = [word for setting in parser.parse_args().set for word in ("--set", setting)]
+    with tempfile.TemporaryDirectory() as temporary:
+        results = Path(temporary) / "results"
+        seconds = []
+        for _ in range(2):
+            started = time.monotonic()
+            answer = sweep(QUICKSTART, results, *more)
+            seconds.append(time.monotonic() - started)
+            if answer.returncode:
+                raise SystemExit(answer.stdout + answer.stderr)
+            if len(seconds) == 1:
+                first = tables.load(results)
+        second = tables.load(results)
+        print(answer.stdout)
+    orchestration, start = shares(first.steps, seconds[0])
+    kinds = first.steps.groupby("kind")["seconds"].agg(["count", "sum", "median"]).round(1)
+    print(kinds.to_string())
+    figures = {
+        "wall_seconds": round(seconds[0], 1),
+        "second_run_seconds": round(seconds[1], 1),
+        "second_run_steps": second.sweep["counts"]["steps_run"],
+        "steps_run": first.sweep["counts"]["steps_run"],
+        "steps_unique": int(first.steps["step_id"].nunique()),
+        "orchestration_share": round(orchestration, 3),
+        "start_share": round(start, 3),
+        "min_support_mass": round(float(first.trials["support_mass"].min()), 4),
+        "min_share_of_optimum": round(float(first.trials["share_of_optimum"].min()), 4),
+    }
+    for name, value in figures.items():
+        print(f"{name:22} {value}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

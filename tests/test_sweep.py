@@ -1,0 +1,285 @@
+"""The command, on a real cluster with real training: its tables, its second run, and what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import torch
+from nbclient import NotebookClient
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sacpo import results as tables
+from sacpo.store import Store
+from tests.commands import arguments, run, sweep, write_space
+from tests.spaces import ROOT, deep_update, small
+
+NUMBERS = ["helpfulness", "helpfulness_low", "helpfulness_high", "harmlessness", "n_helpfulness", "expected_reward",
+           "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum", "mean_response_tokens"]  # fmt: skip
+
+
+def numbers(results: Path) -> pd.DataFrame:
+    return tables.load(results).trials.set_index("trial_id")[NUMBERS].sort_index()
+
+
+def records(results: Path) -> dict[str, int]:
+    """When each step's record was written."""
+    return {p.parent.name: p.stat().st_mtime_ns for p in (results / "store" / "steps").glob("*/record.json")}
+
+
+def copy(results: Path, folder: Path) -> tuple[Path, Path]:
+    """A copy of a results folder with its store, and its space file."""
+    shutil.copytree(results, folder / "results")
+    return write_space(small(resources__workers=2), folder), folder / "results"
+
+
+def test_the_results_folder_holds_what_the_readme_says(small_results: Path) -> None:
+    found = tables.load(small_results)
+    assert list(found.trials["status"]) == ["done"] * 6
+    assert found.sweep["counts"]["steps_run"] == found.sweep["counts"]["steps_planned"] == len(found.steps)
+    assert {"space", "space_id", "versions", "git_commit", "started", "ended"} <= set(found.sweep)
+    assert (pd.read_csv(small_results / "trials.csv")["label"] == found.trials["label"]).all()
+    sft = found.trials.iloc[0]
+    assert (sft["helpfulness"], sft["harmlessness"], sft["kl_to_sft"]) == (0.5, 0.5, 0.0)
+    for _, row in found.trials.iloc[1:].iterrows():
+        mine = found.verdicts[(found.verdicts["trial_id"] == row["trial_id"])]
+        for criterion in ("helpfulness", "harmlessness"):
+            scores = mine[mine["criterion"] == criterion]["outcome"].map({"win": 1.0, "tie": 0.5, "loss": 0.0})
+            assert len(scores) == row[f"n_{criterion}"] == 24
+            assert row[criterion] == pytest.approx(scores.mean())
+            assert row[f"{criterion}_low"] <= row[criterion] <= row[f"{criterion}_high"]
+    assert found.trials.loc[found.trials["method"] == "sacpo", "lambda"].tolist() == [1.0]
+    assert found.responses.groupby(["trial_id", "criterion"]).size().eq(24).all()
+    trained = found.steps[found.steps["kind"] == "train"]
+    assert trained["workers"].eq(2).all()
+    assert all(json.loads(effective)["engine_zero_stage"] == 3 for effective in trained["effective"])
+
+
+def test_merges_at_q_0_and_1_are_their_parents(small_results: Path) -> None:
+    found = tables.load(small_results)
+    rows = found.trials.set_index("label")
+    exact = ["expected_reward", "expected_safety", "support_mass", "helpfulness", "harmlessness"]
+    last = "dpo:helpfulness@2>dpo:harmlessness@2"
+    for q, parent in (("0", "dpo:helpfulness@2"), ("1", last)):
+        assert (rows.loc[f"p-sacpo q={q} ({last})", exact] == rows.loc[parent, exact]).all()
+
+
+def test_the_exact_frontier_dominates_every_trained_policy(small_results: Path) -> None:
+    found = tables.load(small_results)
+    assert found.exact is not None
+    shares = found.trials["share_of_optimum"].dropna()
+    assert len(shares) == 2
+    assert (shares < 1).all()
+    for _, row in found.trials.iterrows():
+        # J of the optimum at every lambda is at least the policy's
+        ours = row["expected_reward"] + found.exact["lambda"] * row["expected_safety"] - 2.0 * row["kl_to_sft"]
+        best = found.exact["expected_reward"] + found.exact["lambda"] * found.exact["expected_safety"]
+        assert (best - 2.0 * found.exact["kl_to_sft"] >= ours - 1e-9).all()
+
+
+def test_a_second_run_does_nothing_and_says_so(small_results: Path, tmp_path: Path) -> None:
+    space, results = copy(small_results, tmp_path)
+    before = records(results)
+    store = str(results / "store")
+    answer = sweep(space, tmp_path / "second", "--store", store)
+    assert answer.returncode == 0, answer.stderr
+    assert "0 steps run" in answer.stdout
+    assert records(results) == before
+    pd.testing.assert_frame_equal(numbers(tmp_path / "second"), numbers(small_results))
+    assert tables.load(tmp_path / "second").steps["reused"].all()
+
+
+def test_damaged_outputs_are_computed_again_and_nothing_else(small_results: Path, tmp_path: Path) -> None:
+    space, results = copy(small_results, tmp_path)
+    store = Store(results / "store")
+    found = tables.load(results)
+    merge = found.steps[(found.steps["kind"] == "merge") & found.steps["label"].str.contains("q=0.5")].iloc[0]
+    judged = found.steps[found.steps["label"].str.startswith("judge helpfulness p-sacpo q=0.5")].iloc[0]
+    answers = json.loads(judged["parents"])["answers"]
+    weights = store.output(merge["step_id"]) / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    os.truncate(store.output(answers) / "responses.parquet", 10)
+    before = records(results)
+    answer = sweep(space, results, "--store", str(results / "store"))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "computed again" in answer.stdout
+    changed = {step for step, when in records(results).items() if when != before[step]}
+    assert changed == {merge["step_id"], answers}
+    pd.testing.assert_frame_equal(numbers(results), numbers(small_results))
+
+
+def test_a_sweep_stopped_and_killed_goes_on_and_ends_the_same(small_results: Path, tmp_path: Path) -> None:
+    """Ctrl-C while the SFT policy trains, `kill -9` of the driver in stage 2, then the same command to the end."""
+    space = write_space(small(resources__workers=2), tmp_path)
+    results = tmp_path / "results"
+    stage_2 = next(p.parent.name for p in (small_results / "store" / "steps").glob("train-*/record.json")
+                   if json.loads(p.read_text())["label"] == "train dpo:helpfulness@2>dpo:harmlessness@2")  # fmt: skip
+    with subprocess.Popen(arguments(space, results), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(results, "train-*/attempts/0001.claim")
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - started < 30
+        assert process.returncode == 1
+        assert "the same command goes on from here" in output
+    assert no_orphans(results)
+    with subprocess.Popen(arguments(space, results), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        wait_for(results, f"{stage_2}/logs/*/worker-0.log")
+        process.kill()
+        process.wait()
+    assert no_orphans(results)
+    before = records(results)
+    assert len(before) > 10
+    answer = sweep(space, results)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    after = records(results)
+    assert all(after[step] == when for step, when in before.items())
+    pd.testing.assert_frame_equal(numbers(results), numbers(small_results))
+
+
+def wait_for(results: Path, pattern: str, timeout: float = 200.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not list((results / "store" / "steps").glob(pattern)):
+        assert time.monotonic() < deadline, f"{pattern} did not appear"
+        time.sleep(0.1)
+
+
+def no_orphans(results: Path, timeout: float = 60.0) -> bool:
+    """Whether every process of the sweep is gone: each has the store's path in the logs that it holds open."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if not any(str(results) in f.path for p in psutil.process_iter() for f in _open_files(p)):
+            return True
+        time.sleep(0.5)
+    return False
+
+
+def _open_files(process: psutil.Process) -> list[Any]:
+    try:
+        files: list[Any] = process.open_files()
+    except psutil.Error:
+        return []
+    return files
+
+
+def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_on(
+    small_results: Path, tmp_path: Path
+) -> None:
+    space = small(training__overrides={"dpo:harmlessness": {"learning_rate": 0.9}}, training__dpo__max_grad_norm=1.0)
+    space = deep_update(space, {"training__dpo__warmup_share": 0.0, "model__hidden_size": 16})
+    space["data"]["preferences"]["harmlessness"]["rows"] = 1024
+    answer = sweep(write_space(space, tmp_path), tmp_path / "results", "--store", str(tmp_path / "store"))
+    trials = tables.load(tmp_path / "results").trials.set_index("label")
+    assert answer.returncode == 1
+    assert trials.loc["dpo:helpfulness@2", "status"] == "done"
+    failed = trials[trials["status"] == "failed"]
+    assert len(failed) == 4
+    assert failed["error"].str.contains("diverged at update").all()
+    assert failed[["helpfulness", "harmlessness"]].isna().all(axis=None)
+    assert not failed["on_front"].any()
+    assert answer.stdout.count("diverged") == 2  # when it happened, and in the summary
+    assert Path(failed["error"].iloc[0].rpartition("(log: ")[2].rstrip(")")).exists()
+
+
+def test_a_trial_that_can_never_fit_is_refused_before_any_work(tmp_path: Path) -> None:
+    space = write_space(small(resources__workers=64, resources__cpus_per_worker=4), tmp_path)
+    answer = sweep(space, tmp_path / "results")
+    assert answer.returncode == 2
+    assert "needs 64 workers with 4 CPU each, and the cluster has" in answer.stderr
+    assert not list((tmp_path / "results" / "store").glob("steps/*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--results", "/proc/nowhere"], "cannot be written"),
+        (["--store", "s3://bucket/x"], "give a local path"),
+        (["--set", "chains.0.beta=-1"], "should be greater than 0"),
+        (["--address", "127.0.0.1:1"], "no Ray cluster there"),
+    ],
+)
+def test_bad_commands_end_with_2_and_a_way_out(tmp_path: Path, more: list[str], expected: str) -> None:
+    answer = sweep(write_space(small(), tmp_path), tmp_path / "results", *more)
+    assert answer.returncode == 2
+    assert expected in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_report_rebuilds_the_pages_from_what_is_stored(small_results: Path, tmp_path: Path) -> None:
+    _, results = copy(small_results, tmp_path)
+    for name in ("report.html", "pareto.png", "trials.parquet"):
+        (results / name).unlink()
+    answer = run("sacpo.report", str(results))
+    assert answer.returncode == 0, answer.stderr
+    pd.testing.assert_frame_equal(numbers(results), numbers(small_results))
+    assert (results / "report.html").stat().st_size > 10_000
+    assert run("sacpo.report", str(tmp_path)).returncode == 2
+
+
+def test_an_exported_policy_is_a_plain_folder_that_answers(small_results: Path, tmp_path: Path) -> None:
+    label = "dpo:helpfulness@2>dpo:harmlessness@2"
+    answer = run("sacpo.export", str(small_results), label, str(tmp_path / "policy"))
+    assert answer.returncode == 0, answer.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    inputs = tokenizer("How do I brew iced coffee? ", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**inputs, max_new_tokens=6, do_sample=False)[0], skip_special_tokens=True)
+    assert text.startswith("How do I brew iced coffee?")
+    card = (tmp_path / "policy" / "README.md").read_text()
+    assert label in card
+    assert '"kl_parameter": 2.0' in card
+    again = run("sacpo.export", str(small_results), label, str(tmp_path / "policy"))
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
+    wrong = run("sacpo.export", str(small_results), "dpo:helpfulnes@2", str(tmp_path / "other"))
+    assert "did you mean 'dpo:helpfulness@2'?" in wrong.stderr
+
+
+def test_the_notebook_runs_on_the_results(small_results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACPO_RESULTS", str(small_results))
+    notebook = nbformat.read(ROOT / "analysis" / "frontier.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "analysis")}}).execute()
+    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    assert pictures
+
+
+def test_the_stored_policies_are_the_trained_ones(small_results: Path) -> None:
+    """E[r] in the table is what the stored weights give, computed here from the model alone."""
+    from sacpo.data.synthetic import PROMPTS, REWARD, SLOTS
+
+    found = tables.load(small_results)
+    row = found.trials.set_index("label").loc["dpo:helpfulness@2"]
+    step = found.steps[found.steps["label"] == "train dpo:helpfulness@2"].iloc[0]
+    folder = Store(found.sweep["store"]).output(step["step_id"])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt, rng, rewards = 3, np.random.default_rng(0), []
+    with torch.no_grad():
+        for _ in range(400):
+            ids = tokenizer(PROMPTS[prompt][0])["input_ids"]
+            choice = 0
+            for slot in SLOTS:
+                allowed = [tokenizer.convert_tokens_to_ids(text) for text in slot]
+                logits = model(torch.tensor([ids])).logits[0, -1, allowed].double().numpy()
+                share = np.exp(logits - logits.max())
+                picked = rng.choice(len(slot), p=share / share.sum())
+                choice = choice * len(slot) + int(picked)
+                ids = [*ids, allowed[picked]]
+            rewards.append(REWARD[prompt, choice])
+    from sacpo.steps.files import read_probabilities
+
+    measured = found.steps[found.steps["label"] == "probabilities dpo:helpfulness@2"].iloc[0]
+    probabilities = read_probabilities(Store(found.sweep["store"]).output(measured["step_id"]))[prompt]
+    exact = float((probabilities * REWARD[prompt]).sum() / probabilities.sum())
+    assert np.mean(rewards) == pytest.approx(exact, abs=4 * np.std(rewards) / 20)
+    assert np.isfinite(row["expected_reward"])
