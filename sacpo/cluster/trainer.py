@@ -17,6 +17,8 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from sacpo.errors import SacpoError, StepError
 from sacpo.steps.job import Facts, Job
@@ -53,6 +55,7 @@ def train(job: Job) -> dict[str, Any]:
                 storage_path=str(job.scratch),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources["max_restarts"]),
+                callbacks=[_Release()],
             ),
         )
         try:
@@ -67,6 +70,21 @@ def train(job: Job) -> dict[str, Any]:
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
+    """Gives a worker group's placement group back however its shutdown went.
+
+    Ray Train shuts the process group down on every worker first; where a worker was killed for memory, that raises, and
+    the placement group, with all its CPUs and accelerators, would stay until the job ends.
+    """
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self._handle = worker_group.get_worker_group_state().placement_group_handle
+
+    async def before_controller_shutdown(self) -> None:
+        if hasattr(self, "_handle"):
+            self._handle.shutdown()
+
+
 def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
     """What one worker holds while it works."""
     held: dict[str, float] = {"CPU": resources["cpus_per_worker"]}
@@ -76,18 +94,19 @@ def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
 
 
 def _own_reason(error: BaseException) -> str | None:
-    """The message of an error that the training code raised; none if a worker or its node died."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause = failure
-        while cause is not None:
-            if isinstance(cause, SacpoError):
-                return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    for failure in failures.values():
-        if not isinstance(failure, ray.exceptions.RayError) or isinstance(failure, ray.exceptions.RayTaskError):
-            return _last_line(failure)
-    return None
+    """The message of an error that the training code raised; none if a worker, its node or its controller died.
+
+    Ray Train wraps what the training code raised and gives its own exceptions for workers that went away. When one
+    worker raises, others may fail for that reason (a broken collective), so an error of this package speaks first.
+    """
+    failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
+    raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
+    ours = [f for f in raised if isinstance(f, SacpoError)]
+    if ours:
+        return str(ours[0])
+    if len(raised) < len(failures) or not raised:
+        return None  # somebody died; what the others raised follows from it
+    return f"{type(raised[0]).__name__}: {_last_line(raised[0])}"
 
 
 def _last_line(error: BaseException) -> str:
