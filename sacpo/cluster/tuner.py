@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,8 +57,9 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
         else:
+            _reach(address)
             ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, **_QUIET)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
             "use `local`, or start one with `ray up cluster.yaml`"
@@ -66,6 +68,13 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Try a host and port by hand: Ray itself waits for minutes where nobody listens."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
