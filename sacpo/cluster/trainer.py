@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -150,6 +151,8 @@ def _deepspeed(job: Job) -> dict[str, Any]:
     """Attach DeepSpeed to the process group that Ray made; the configuration of ZeRO-3."""
     if not job.resources["gpus_per_worker"]:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    # DeepSpeed builds its CPU communication with ninja, which is installed beside this Python, on the PATH or not.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
 
     backend = "nccl" if job.resources["gpus_per_worker"] else "gloo"

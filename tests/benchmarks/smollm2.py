@@ -23,12 +23,13 @@ SETTINGS = [
     *(
         f"data.{source}.{key}"
         for source in ("demonstrations", "preferences.helpfulness", "preferences.harmlessness")
-        for key in ("limit=140", "max_bad_share=0.6")  # most conversations are longer than 192 tokens
+        for key in ("limit=100", "max_bad_share=0.6")  # most conversations are longer than 192 tokens
     ),
     *(f"training.{method}.batch_size=8" for method in ("sft", "dpo")),
     *(f"evaluation.{name}.judge.training.batch_size=8" for name in ("helpfulness", "harmlessness")),
     *(f"evaluation.{name}.prompts.limit=16" for name in ("helpfulness", "harmlessness")),
     "evaluation.generation.max_new_tokens=48",
+    "resources.per_device_batch=2",
     "chains.0.beta_over_lambda=[0.025]",
 ]
 

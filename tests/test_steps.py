@@ -1,0 +1,159 @@
+"""Steps by themselves, without a cluster: models, merges, answers and judges, on tiny real models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
+
+from sacpo.data.synthetic import SENTENCES
+from sacpo.errors import StepError
+from sacpo.judges import scalar
+from sacpo.steps import merge, model, respond
+from sacpo.steps.files import RESPONSES
+from sacpo.steps.job import Job
+from sacpo.steps.respond import _lengths
+
+EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
+
+
+def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None = None, **local: Any) -> Job:
+    folder.mkdir(parents=True, exist_ok=True)
+    resources = {"cpus_per_worker": 1}
+    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", folder / "scratch")
+
+
+def policy(folder: Path, **changes: Any) -> Path:
+    """A tiny policy over the embedded world, untrained."""
+    model.run(job(folder, {**EMBEDDED, **changes}))
+    return folder
+
+
+def test_the_worlds_tokenizer_has_one_token_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
+    tokenizer = model.load_policy(policy(tmp_path))[1]
+    text = " ".join(SENTENCES)
+    ids = tokenizer(text + tokenizer.eos_token)["input_ids"]
+    assert len(ids) == len(SENTENCES) + 1
+    assert tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def pretrained(folder: Path, **changes: Any) -> dict[str, Any]:
+    return {"kind": "pretrained", "gguf_file": None, "dtype": "float32", "prompt_template": "chat", **changes}
+
+
+def test_a_model_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    source = policy(tmp_path / "source")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).unlink()
+    with pytest.raises(StepError, match=r"no tokenizer can be loaded.*put the tokenizer's files beside"):
+        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+
+
+def test_a_missing_chat_template_and_missing_weights_are_named(tmp_path: Path) -> None:
+    source = policy(tmp_path / "source")
+    with pytest.raises(StepError, match=r"has no chat template; give a text with \{prompt\}"):
+        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+    (source / "model.safetensors").unlink()
+    with pytest.raises(StepError, match="no causal language model"):
+        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_is_the_average_in_float32_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parents = {}
+    for role in ("first", "second"):
+        parents[role] = tmp_path / role
+        parents[role].mkdir()
+        save_file(
+            {"a": torch.randn(7, 5).to(dtype), "b": torch.randn(3).to(dtype)}, parents[role] / "model.safetensors"
+        )
+    (parents["first"] / "config.json").write_text("{}")
+    a, b = (load_file(folder / "model.safetensors") for folder in parents.values())
+    for q in (0.0, 0.3, 1.0):
+        merge.run(job(tmp_path / f"out{q}", {"q": q}, parents))
+        merged = load_file(tmp_path / f"out{q}" / "model.safetensors")
+        for name in a:
+            assert torch.equal(merged[name], ((1 - q) * a[name].float() + q * b[name].float()).to(dtype))
+        assert (tmp_path / f"out{q}" / "config.json").exists()
+    save_file({"a": torch.zeros(7, 5).to(dtype)}, parents["second"] / "model.safetensors")
+    with pytest.raises(StepError, match="b is in one parent only"):
+        merge.run(job(tmp_path / "bad", {"q": 0.5}, parents))
+
+
+def test_an_answer_ends_at_the_end_token_or_the_limit_and_nowhere_else() -> None:
+    answers = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [2, 5, 2, 2]])
+    assert _lengths(answers, eos=2) == [2, 4, 1]
+
+
+def answer(folder: Path, source: Path, **changes: Any) -> list[dict[str, Any]]:
+    generation = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "samples": 3, "batch_size": 4, "seed": 0}
+    prompts = [[str(i), text, "benign"] for i, text in enumerate(SENTENCES[:5])]
+    payload = {"generation": generation | changes, "prompt_template": "{prompt} "}
+    facts = respond.run(job(folder, payload, {"policy": source, "sft": source}, prompts=prompts))
+    rows: list[dict[str, Any]] = pq.read_table(folder / RESPONSES).to_pylist()
+    assert facts.metrics["responses"] == len(rows)
+    assert facts.metrics["kl_to_sft"] == pytest.approx(0.0, abs=1e-6)
+    return rows
+
+
+def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Path) -> None:
+    source = policy(tmp_path / "policy")
+    rows = answer(tmp_path / "a", source)
+    assert rows == answer(tmp_path / "b", source)
+    assert rows != answer(tmp_path / "c", source, seed=1)
+    assert [(row["prompt_id"], row["sample"]) for row in rows] == [(str(i), k) for i in range(5) for k in range(3)]
+    assert all(row["finished"] == (row["tokens"] < 6) or row["tokens"] == 6 for row in rows)
+    greedy = answer(tmp_path / "d", source, temperature=0.0)
+    assert len({row["response"] for row in greedy if row["prompt_id"] == "0"}) == 1
+    ids = AutoModelForCausalLM.from_pretrained(source).generate(
+        torch.tensor([[4]]), max_new_tokens=6, do_sample=False, pad_token_id=0
+    )
+    assert model.load_policy(source)[1].decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
+
+
+def test_a_cost_models_sign_is_the_declared_one_and_what_it_cannot_read_is_no_verdict(tmp_path: Path) -> None:
+    tokenizer = model.load_policy(policy(tmp_path / "policy"))[1]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_labels=1, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "judge")
+    tokenizer.save_pretrained(tmp_path / "judge")
+    pairs = [(SENTENCES[0], SENTENCES[30]), (SENTENCES[1], " ".join(SENTENCES[30:40]))]
+
+    def scores(sign: int, max_length: int = 64) -> list[float]:
+        judge = scalar.reward_model(
+            tmp_path / "judge", revision=None, sign=sign, template="{prompt} ", max_length=max_length
+        )
+        return judge(pairs)
+
+    assert scores(1) == pytest.approx([-value for value in scores(-1)])
+    fit, too_long = scores(1, max_length=4)
+    assert fit == pytest.approx(scores(1)[0], abs=1e-6)
+    assert scalar.outcome(too_long, fit, 0.0) == "unavailable"
+    settings = json.loads((tmp_path / "judge" / "config.json").read_text())
+    settings["num_labels"], settings["id2label"] = 2, {"0": "a", "1": "b"}
+    settings["label2id"] = {"a": 0, "b": 1}
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "judge" / "model.safetensors").unlink()
+    LlamaForSequenceClassification(LlamaConfig(**settings)).save_pretrained(tmp_path / "judge")
+    with pytest.raises(StepError, match="has 2 outputs"):
+        scores(1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "margin", "expected"),
+    [(2.0, 1.0, 0.0, "win"), (1.0, 2.0, 0.0, "loss"), (1.0, 1.0, 0.0, "tie"), (1.2, 1.0, 0.5, "tie"),
+     (float("nan"), 1.0, 0.0, "unavailable"), (1.0, float("inf"), 0.0, "loss")],
+)  # fmt: skip
+def test_outcomes(ours: float, theirs: float, margin: float, expected: str) -> None:
+    assert scalar.outcome(ours, theirs, margin) == expected
