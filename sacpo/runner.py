@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,14 +34,12 @@ class Runner:
         store: Where records and outputs are.
         run: Id of this sweep run; a step that failed in it is not tried again in it.
         execute: The executor.
-        stopped: Asked while waiting; true ends the wait with `Stopped`.
     """
 
     plan: Plan
     store: Store
     run: str
     execute: Executor
-    stopped: Callable[[], bool] = lambda: False
 
     def ensure(self, step_id: str) -> Record:
         """The record of a step, carried out now if nobody has done it.
@@ -62,8 +59,6 @@ class Runner:
                 self.ensure(parent)
             claim = self.store.claim(step, self.run)
             if claim is None:
-                if self.stopped():
-                    raise Stopped
                 time.sleep(POLL_S)
                 continue
             try:
@@ -94,7 +89,3 @@ class Runner:
     def _latest_log(self, step_id: str) -> str | None:
         logs = sorted(self.store.log_folder(step_id).rglob("*.log"), key=os.path.getmtime)
         return str(logs[-1]) if logs else None
-
-
-class Stopped(SacpoError):
-    """The run is being stopped."""

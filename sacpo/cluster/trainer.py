@@ -123,9 +123,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     job: Job = config["job"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    held = sum(worker_resources(job.resources)[key] for key in ("GPU",) if job.resources["gpus_per_worker"]) or 1
     # A worker process may be an idle one that Ray had: then it is this step's only since the job was made.
-    facts = Facts(alive=max(_process_start(), job.created), workers=world, devices=int(world * held))
+    facts = Facts(alive=max(_process_start(), job.created), workers=world, devices=world)
     _log_to(job.logs / f"worker-{rank}.log")
     from sacpo.steps import train as stage
 

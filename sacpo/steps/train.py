@@ -140,13 +140,9 @@ class _Batch:
             forward = payload["settings"]["kl_batch_size"]
         else:
             share = total // workers
-            forward = workers * max(n for n in range(1, share + 1) if share % n == 0 and n <= _at_most(resources))
+            most = resources["per_device_batch"]
+            forward = workers * max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
         return cls(total, forward // workers, total // forward)
-
-
-def _at_most(resources: dict[str, Any]) -> int:
-    limit: int = resources["per_device_batch"]
-    return limit
 
 
 def _examples(job: Job) -> tuple[Dataset, int]:
