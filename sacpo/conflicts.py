@@ -6,16 +6,15 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from sacpo.evaluation import Judge, LLMJudge, TrainedJudge
+from sacpo.settings import KTOTraining, Training
 from sacpo.space import (
     ChainGrid,
     EmbeddedModel,
     Files,
-    KTOTraining,
     Parent,
     PSacpo,
     Space,
-    TrainedJudge,
-    Training,
     parse_chain,
 )
 
@@ -77,10 +76,7 @@ def _model_conflicts(space: Space, problem: Report) -> None:
     parts: list[tuple[Where, Any]] = [(("data", "preferences", n), s) for n, s in space.data.preferences.items()]
     if space.data.demonstrations is not None:
         parts.append((("data", "demonstrations"), space.data.demonstrations))
-    parts += [
-        (("evaluation", name, "prompts"), getattr(space.evaluation, name).prompts)
-        for name in ("helpfulness", "harmlessness")
-    ]
+    parts += [(("evaluation", name, "prompts"), c.prompts) for name, c in space.evaluation.criteria.items()]
     for where, part in parts:
         if (part.kind == "embedded") != space.embedded:
             problem(where, f"is {part.kind}, but model.kind is {space.model.kind}; they go together")
@@ -88,23 +84,43 @@ def _model_conflicts(space: Space, problem: Report) -> None:
         problem(("data", "demonstrations"), "training.sft and data.demonstrations go together; give both or neither")
 
 
+def judges(space: Space) -> list[tuple[Where, Judge]]:
+    """Every judge of a space, the panel's too, with the path of its setting."""
+    found: list[tuple[Where, Judge]] = []
+    for name, criterion in space.evaluation.criteria.items():
+        found.append((("evaluation", name, "judge"), criterion.judge))
+        found += [(("evaluation", name, "panel", member), judge) for member, judge in criterion.panel.items()]
+    return found
+
+
 def _judge_conflicts(space: Space, problem: Report) -> None:
     trained = False
-    for name in ("helpfulness", "harmlessness"):
-        where: Where = ("evaluation", name, "judge")
-        judge = getattr(space.evaluation, name).judge
-        if (judge.kind == "gold") and not space.embedded:
-            problem(where, "gold is the embedded world's; name a reward_model or a trained_reward_model")
+    for where, judge in judges(space):
+        if judge.kind in ("gold", "noisy") and not space.embedded:
+            problem(where, f"{judge.kind} is the embedded world's; name an llm, reward_model or trained_reward_model")
         if isinstance(judge, TrainedJudge):
             trained = True
             if judge.objective not in space.data.preferences:
                 problem((*where, "objective"), f"data.preferences has {nearest(space, judge.objective)}")
             elif not isinstance(space.data.preferences[judge.objective], Files):
                 problem(where, "learns from preference files; the embedded world has the gold judge")
+        if isinstance(judge, LLMJudge):
+            _endpoint_conflicts(where, judge, problem)
     if trained and space.data.judge_share == 0:
         problem(("data", "judge_share"), "a trained judge needs prompts of its own; give a share such as 0.3")
     if not trained and space.data.judge_share > 0:
         problem(("data", "judge_share"), "keeps prompts for a trained judge, and there is none; leave it out")
+
+
+def _endpoint_conflicts(where: Where, judge: LLMJudge, problem: Report) -> None:
+    url = judge.base_url
+    if url is not None and not url.startswith(("http://", "https://")):
+        problem((*where, "base_url"), f"{url!r} must begin with http:// or https://, and mostly ends with /v1")
+    elif url is not None and "@" in url:
+        problem((*where, "base_url"), "holds a user name or a key; give keys through the environment (api_key_env)")
+    prices = judge.calls.price_prompt, judge.calls.price_completion
+    if judge.calls.max_spend is not None and (None in prices or not any(prices)):
+        problem((*where, "calls", "max_spend"), "needs calls.price_prompt and calls.price_completion to be counted")
 
 
 def _override_conflicts(space: Space, problem: Report) -> None:
@@ -129,10 +145,7 @@ def _batch_conflicts(space: Space, problem: Report) -> None:
         (("training", "kto"), training.kto),
         *((("training", "overrides", key), value) for key, value in training.merged_overrides().items()),
     ]
-    for name in ("helpfulness", "harmlessness"):
-        judge = getattr(space.evaluation, name).judge
-        if isinstance(judge, TrainedJudge):
-            settings.append((("evaluation", name, "judge", "training"), judge.training))
+    settings += [((*w, "training"), judge.training) for w, judge in judges(space) if isinstance(judge, TrainedJudge)]
     for where, value in settings:
         if value is not None:
             _check_batch(problem, where, value, space.resources.workers)

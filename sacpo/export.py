@@ -12,8 +12,8 @@ from typing import Any
 
 from sacpo import results as tables
 from sacpo.errors import SacpoError
-from sacpo.loading import parse_space
-from sacpo.plan import CRITERIA, Plan, Trial, make_plan
+from sacpo.evaluation import CRITERIA
+from sacpo.plan import Plan, Trial
 from sacpo.store import Store
 
 
@@ -40,14 +40,31 @@ def export(folder: Path, name: str, out: Path) -> None:
         SacpoError: no such results or trial, the policy is not there, or `out` holds something.
     """
     found = tables.load(folder)
-    plan = make_plan(parse_space(found.sweep["space"]))
+    plan = tables.stored_plan(found.sweep)
     trial = _find(plan, name)
     if out.exists() and any(out.iterdir()):
         raise SacpoError(f"{out} is not empty; give a new folder")
-    source = Store(found.sweep["store"]).output(trial.policy)
-    shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json"))
+    if not trial.policy:
+        raise SacpoError(f"{trial.label} is a sentinel: it has answers, but no policy to export")
+    sources = [Store(found.sweep["store"]).output(step) for step in trial.policy.values()]
+    plain = shutil.ignore_patterns("history.json", *(["*.safetensors*"] if len(sources) == 2 else []))
+    shutil.copytree(sources[0], out, dirs_exist_ok=True, ignore=plain)
+    if len(sources) == 2 and trial.q is not None:
+        _write_merge(sources, trial.q, out)
     row = found.trials.set_index("trial_id").loc[trial.trial_id]
     (out / "README.md").write_text(model_card(plan, trial, row, found.sweep), encoding="utf-8")
+
+
+def _write_merge(parents: list[Path], q: float, out: Path) -> None:
+    """The averaged weights, and what gives mergekit the same job (`mergekit-yaml mergekit.yaml OUT`)."""
+    from sacpo.steps.merge import merged
+
+    model = merged(parents[0], parents[1], q)
+    model.save_pretrained(out)
+    sources = [{"model": str(p), "parameters": {"weight": w}} for p, w in zip(parents, (1 - q, q), strict=True)]
+    dtype = str(model.dtype).removeprefix("torch.")
+    job = {"merge_method": "linear", "models": sources, "dtype": dtype}
+    (out / "mergekit.yaml").write_text(json.dumps(job, indent=1) + "\n")  # JSON is YAML
 
 
 def _find(plan: Plan, name: str) -> Trial:
@@ -65,7 +82,8 @@ def model_card(plan: Plan, trial: Trial, row: Any, sweep: dict[str, Any]) -> str
     lines = ["---", "library_name: transformers", "tags: [sacpo, trl, alignment]", "---", "", f"# {trial.label}", ""]
     lines.append(
         f"Method `{trial.method}`, from the sweep `{plan.space.name}`, trial `{trial.trial_id}`, "
-        f"policy step `{trial.policy}`."
+        f"made of {' and '.join(f'`{step}`' for step in trial.policy.values())}"
+        + ("." if trial.q is None else f" with weights {1 - trial.q:g} and {trial.q:g}.")
     )
     lines += [
         "",
@@ -81,7 +99,7 @@ def model_card(plan: Plan, trial: Trial, row: Any, sweep: dict[str, Any]) -> str
             f"| {criterion} | {row[criterion]:.3f} | {low:.3f} to {high:.3f} | {row[f'n_{criterion}']} | {shown} |"
         )
     lines += ["", "The numbers hold for these judges and prompts only.", "", "## How it was made", ""]
-    for step_id in plan.ancestors(trial.policy):
+    for step_id in dict.fromkeys(s for end in trial.policy.values() for s in plan.ancestors(end)):
         step = plan.steps[step_id]
         lines += [
             f"`{step.id}` {step.label}",

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from sacpo.conflicts import conflicts, dotted
+from sacpo.conflicts import conflicts, dotted, judges
 from sacpo.errors import SpaceError
 from sacpo.space import Files, PretrainedModel, Space
 
@@ -47,6 +47,30 @@ def load_space(path: Path, overrides: list[str] | None = None) -> Space:
     Raises:
         SpaceError: with every problem that was found.
     """
+    lines: dict[Path_, str] = {}
+    problems: list[str] = []
+    data = _read(path, overrides or [], lines, problems)
+    space = _validate(data, lines, problems)
+    if problems or space is None:
+        raise SpaceError(str(path), problems)
+    return _resolve_paths(space, path.parent)
+
+
+def load_settings(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Read a part of a space, such as a judge's settings, from a YAML file; it is checked where it is put into a space.
+
+    Raises:
+        SpaceError: the file or an override cannot be read.
+    """
+    problems: list[str] = []
+    data = _read(path, overrides, {}, problems)
+    if problems:
+        raise SpaceError(str(path), problems)
+    resolved: dict[str, Any] = _resolved(data, path.parent)
+    return resolved
+
+
+def _read(path: Path, overrides: list[str], lines: dict[Path_, str], problems: list[str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -54,8 +78,6 @@ def load_space(path: Path, overrides: list[str] | None = None) -> Space:
         raise SpaceError(str(path), [f"there is no such file; tune_spaces/ has {', '.join(known) or 'none'}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(str(path), [f"cannot be read as UTF-8 text: {error}"]) from None
-    lines: dict[Path_, str] = {}
-    problems: list[str] = []
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -64,12 +86,9 @@ def load_space(path: Path, overrides: list[str] | None = None) -> Space:
         raise SpaceError(str(path), [f"is not YAML: {error}"]) from None
     if not isinstance(data, dict):
         raise SpaceError(str(path), ["must be a mapping of settings (name, model, data, ...)"])
-    for override in overrides or []:
+    for override in overrides:
         _override(data, override, lines, problems)
-    space = _validate(data, lines, problems)
-    if problems or space is None:
-        raise SpaceError(str(path), problems)
-    return _resolve_paths(space, path.parent)
+    return data
 
 
 def parse_space(data: dict[str, Any]) -> Space:
@@ -221,17 +240,7 @@ def _at(lines: dict[Path_, str], where: Path_) -> str:
 def _resolve_paths(space: Space, folder: Path) -> Space:
     """Makes paths that exist beside the space file absolute; what does not exist there is a hub id."""
 
-    def resolve(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {k: resolve(v, k) for k, v in value.items()}
-        if isinstance(value, list):
-            return [resolve(v) for v in value]
-        if key == "path" and isinstance(value, str):
-            beside = (folder / value).resolve()
-            return str(beside) if beside.exists() else value
-        return value
-
-    resolved = Space.model_validate(resolve(space.model_dump()))
+    resolved = Space.model_validate(_resolved(space.model_dump(), folder))
     missing = [
         f"{dotted(where)}: {part.path!r} is not there, relative to {folder.resolve()}; mend the path"
         + (", or for a hub id give its `revision`" if hasattr(part, "revision") else "")
@@ -243,6 +252,17 @@ def _resolve_paths(space: Space, folder: Path) -> Space:
     return resolved
 
 
+def _resolved(value: Any, folder: Path, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _resolved(v, folder, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_resolved(v, folder) for v in value]
+    if key in ("path", "rubric") and isinstance(value, str):
+        beside = (folder / value).resolve()
+        return str(beside) if beside.exists() else value
+    return value
+
+
 def _path_parts(space: Space) -> list[tuple[Path_, Any]]:
     parts: list[tuple[Path_, Any]] = []
     if isinstance(space.model, PretrainedModel):
@@ -250,10 +270,5 @@ def _path_parts(space: Space) -> list[tuple[Path_, Any]]:
     if isinstance(space.data.demonstrations, Files):
         parts.append((("data", "demonstrations", "path"), space.data.demonstrations))
     parts += [(("data", "preferences", n, "path"), s) for n, s in space.data.preferences.items() if s.kind == "files"]
-    for name in ("helpfulness", "harmlessness"):
-        criterion = getattr(space.evaluation, name)
-        for key in ("prompts", "judge"):
-            part = getattr(criterion, key)
-            if hasattr(part, "path"):
-                parts.append((("evaluation", name, key, "path"), part))
-    return parts
+    named = [(("evaluation", name, "prompts"), c.prompts) for name, c in space.evaluation.criteria.items()]
+    return parts + [((*where, "path"), part) for where, part in (*named, *judges(space)) if hasattr(part, "path")]

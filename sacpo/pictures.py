@@ -29,6 +29,7 @@ METHOD_NAMES = {
     "sacpo": "SACPO",
     "p-sacpo": "P-SACPO",
     "naive-merge": "naive merge",
+    "sentinel": "sentinel",
 }
 INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"
 # Okabe and Ito's colours tell apart under colour blindness; the marker repeats what the colour says.
@@ -43,6 +44,10 @@ MARKERS = (
     ("X", "x"),
     ("<", "triangle-left"),
 )
+
+
+# What the policies are held against: colour, marker, symbol.
+_APART = {"sft": (INK, "*", "star"), "sentinel": (GREY, "d", "diamond-tall")}
 
 
 @dataclass(frozen=True)
@@ -95,11 +100,12 @@ def all_series(rows: pd.DataFrame) -> list[Series]:
     """
     found = []
     keys = rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records")
-    others = [key for key in keys if key["method"] != "sft"]
+    others = [key for key in keys if key["method"] not in _APART]
     for key in keys:
         method, chain = key["method"], key["chain"]
         group = rows[(rows["method"] == method) & (rows["chain"].fillna("") == chain)]
         fixed = ["beta", "seed", "beta_over_lambda"] if group["q"].notna().any() else ["beta", "seed"]
+        fixed = ["trial_id"] if method in _APART else fixed
         runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
         name = (
             f"{METHOD_NAMES.get(method, method)}: {chain.replace('>', ' → ')}"
@@ -107,8 +113,8 @@ def all_series(rows: pd.DataFrame) -> list[Series]:
             else METHOD_NAMES.get(method, method)
         )
         index = others.index(key) if key in others else 0
-        look = MARKERS[(index + index // len(COLOURS)) % len(MARKERS)] if key in others else ("*", "star")
-        found.append(Series(name, COLOURS[index % len(COLOURS)] if key in others else INK, *look, runs))
+        look = (COLOURS[index % len(COLOURS)], *MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
+        found.append(Series(name, *_APART.get(method, look), runs))
     return found
 
 
@@ -123,8 +129,8 @@ def known(value: Any) -> float | None:
 
 def point_label(row: Mapping[Any, Any]) -> str:
     """What sets a trial apart within its series: q, beta/lambda or beta; the whole label where it has none of them."""
-    if row["method"] == "sft":
-        return "SFT"
+    if row["method"] in _APART:
+        return "SFT" if row["method"] == "sft" else str(row["label"])
     for name, column in (("q", "q"), ("β/λ", "beta_over_lambda")):
         if (value := known(row[column])) is not None:
             return f"{name}={value:g}"

@@ -17,7 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sacpo.plan import CRITERIA, Plan
+from sacpo.evaluation import CRITERIA
+from sacpo.plan import Plan
 from sacpo.results import Results, collect
 from sacpo.store import Store
 
@@ -61,6 +62,7 @@ class Progress:
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             self._look()
+        self._look()  # what ended in the last second is told too
 
     def _look(self) -> None:
         news = False

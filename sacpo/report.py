@@ -31,6 +31,7 @@ from sacpo.pictures import (
     point_label,
     text_colour,
 )
+from sacpo.sections import sections
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -196,6 +197,7 @@ def write_html(results: Results, path: Path) -> None:
         trials=results.trials.assign(on_front=results.trials["on_front"].eq(True)).to_dict("records"),
         steps=results.steps.to_dict("records"),
         samples=_samples(results),
+        sections=sections(results),
         front=figure,
         criteria=WIN_RATES,
         extra={column: _HOVER[column] for column in ("share_of_optimum", "support_mass") if column in results.trials},

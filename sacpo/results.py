@@ -5,26 +5,30 @@ Every number comes from a step's record or output in the store; nothing here rem
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from sacpo.comparisons import compare
 from sacpo.data import synthetic
 from sacpo.errors import SacpoError, StoreError
+from sacpo.evaluation import CRITERIA
 from sacpo.frontier.pareto import on_front
-from sacpo.frontier.winrate import win_rate
+from sacpo.frontier.winrate import Estimate
 from sacpo.loading import parse_space
-from sacpo.plan import CRITERIA, Plan, Trial, make_plan
+from sacpo.plan import Plan, Trial
+from sacpo.planner import make_plan
 from sacpo.space import parse_chain
 from sacpo.steps.files import RESPONSES, VERDICTS, read_probabilities
 from sacpo.store import CorruptOutput, Store
+from sacpo.winrates import baseline_columns, criterion_columns, estimate_columns, scored
 
-_SCORES = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 _LAMBDAS = np.concatenate([[0.0], np.geomspace(0.02, 8.0, 60)])
 
 
@@ -39,6 +43,7 @@ class Results:
         responses: One row an answer.
         verdicts: One row a judge call.
         exact: The embedded world's exact frontier, one row a beta and lambda; none for other spaces.
+        comparisons: The tables over all trials together, by name (`sacpo.comparisons`); empty while a sweep runs.
     """
 
     sweep: dict[str, Any]
@@ -47,6 +52,7 @@ class Results:
     responses: pd.DataFrame
     verdicts: pd.DataFrame
     exact: pd.DataFrame | None
+    comparisons: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def load(folder: str | Path) -> Results:
@@ -56,13 +62,26 @@ def load(folder: str | Path) -> Results:
         SacpoError: it is none.
     """
     folder = Path(folder)
+    sweep = read_sweep(folder)
     try:
-        sweep = json.loads((folder / "sweep.json").read_text())
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
     except FileNotFoundError as error:
         raise SacpoError(f"{folder} is not a results folder: {Path(error.filename).name} is missing") from None
-    exact = folder / "exact.parquet"
-    return Results(sweep, **tables, exact=pd.read_parquet(exact) if exact.exists() else None)
+    more = {name: pd.read_parquet(path) for name in _MORE if (path := folder / f"{name}.parquet").exists()}
+    return Results(sweep, **tables, exact=more.pop("exact", None), comparisons=more)
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """What `sweep.json` holds.
+
+    Raises:
+        SacpoError: the folder has none.
+    """
+    try:
+        sweep: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    except FileNotFoundError:
+        raise SacpoError(f"{folder} is not a results folder: sweep.json is missing") from None
+    return sweep
 
 
 def refresh(folder: str | Path) -> Results:
@@ -73,19 +92,26 @@ def refresh(folder: str | Path) -> Results:
         StoreError: the store is gone.
     """
     folder = Path(folder)
-    try:
-        sweep = json.loads((folder / "sweep.json").read_text())
-    except FileNotFoundError:
-        raise SacpoError(f"{folder} is not a results folder: sweep.json is missing") from None
+    sweep = read_sweep(folder)
     store = Store(sweep["store"])
     if not store.root.is_dir():
         raise StoreError(f"the store {store.root} of this sweep is gone")
-    results = collect(make_plan(parse_space(sweep["space"])), store, sweep)
+    results = complete(stored_plan(sweep), store, sweep)
     write(results, folder)
     return results
 
 
+def stored_plan(sweep: dict[str, Any]) -> Plan:
+    """The plan of a sweep, with the judges that `python -m sacpo.judge` added to it."""
+    space = copy.deepcopy(sweep["space"])
+    for name, judges in sweep.get("judged_again", {}).items():
+        for criterion, judge in judges.items():
+            space["evaluation"][criterion]["panel"][name] = judge
+    return make_plan(parse_space(space), canaries=sweep["canaries"] == "run")
+
+
 _TABLES = ("trials", "steps", "responses", "verdicts")
+_MORE = ("exact", "differences", "categories", "length", "seeds", "panel", "agreement", "ranking")
 
 
 def write(results: Results, folder: Path) -> None:
@@ -95,8 +121,13 @@ def write(results: Results, folder: Path) -> None:
     for name in _TABLES:
         _replace(folder / f"{name}.parquet", getattr(results, name).to_parquet(index=False))
     _replace(folder / "trials.csv", results.trials.to_csv(index=False).encode())
-    if results.exact is not None:
-        _replace(folder / "exact.parquet", results.exact.to_parquet(index=False))
+    more = {"exact": results.exact, **results.comparisons}
+    for name in _MORE:
+        table = more.get(name)
+        if table is not None and len(table):
+            _replace(folder / f"{name}.parquet", table.to_parquet(index=False))
+        elif results.comparisons:  # an earlier sweep's table in this folder is not this one's
+            (folder / f"{name}.parquet").unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: bytes) -> None:
@@ -110,13 +141,22 @@ def collect(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
     outputs = _Outputs(plan, store)
     responses = pd.concat([_responses(trial, outputs) for trial in plan.trials], ignore_index=True)
     verdicts = pd.concat([_verdicts(trial, plan, outputs) for trial in plan.trials], ignore_index=True)
-    rows = [_trial_row(trial, plan, outputs, responses, verdicts, sweep["run"]) for trial in plan.trials]
+    main = verdicts[verdicts["panel"].eq("") & verdicts["baseline_id"].eq(plan.baseline.trial_id)]
+    estimated = {c: estimate_columns(scored(main[main["criterion"] == c])) for c in plan.prompts}
+    rows = [_trial_row(trial, plan, outputs, responses, main, estimated, sweep["run"]) for trial in plan.trials]
     trials = pd.DataFrame(rows)
-    done = trials["status"] == "done"
-    points = trials[list(CRITERIA)].where(done).to_numpy(dtype=float)
+    policies = (trials["status"] == "done") & (trials["method"] != "sentinel")
+    points = trials[list(CRITERIA)].where(policies).to_numpy(dtype=float)
     trials["on_front"] = on_front(points)
     steps = pd.DataFrame([_step_row(step_id, plan, store, sweep["run"]) for step_id in plan.steps])
     return Results(sweep, trials, steps, responses, verdicts, _exact_frontier(plan, outputs))
+
+
+def complete(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
+    """The tables, and those over all trials together."""
+    found = collect(plan, store, sweep)
+    tables = compare(plan, found.trials, found.responses, found.verdicts)
+    return replace(found, comparisons=tables)
 
 
 class _Outputs:
@@ -154,11 +194,21 @@ def _responses(trial: Trial, outputs: _Outputs) -> pd.DataFrame:
 
 
 def _verdicts(trial: Trial, plan: Plan, outputs: _Outputs) -> pd.DataFrame:
-    parts = [outputs.table(step, VERDICTS).assign(criterion=criterion) for criterion, step in trial.judge.items()]
-    columns = ["criterion", "prompt_id", "category", "sample", "order", "outcome", "raw", "judge", "judge_revision"]
+    parts = []
+    for name, criterion, step in trial.judgings():
+        judge = plan.steps[step].payload["judge"]
+        against = name if name in trial.versus else plan.baseline.trial_id
+        keys = {"criterion": criterion, "baseline_id": against, "panel": "" if name in trial.versus else name}
+        keys |= {"judge": judge.get("model", judge["kind"]), "judge_revision": judge.get("revision", "")}
+        parts.append(outputs.table(step, VERDICTS).assign(**keys))
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    keys = {"trial_id": trial.trial_id, "baseline_id": plan.baseline.trial_id}
-    return _tidy(table, keys, [*columns, "latency", "attempts"])
+    return _tidy(table, {"trial_id": trial.trial_id}, _VERDICT_COLUMNS)
+
+
+_VERDICT_COLUMNS = [
+    *("baseline_id", "criterion", "prompt_id", "category", "sample", "order", "repeat", "outcome", "raw", "p_win"),
+    *("judge", "judge_revision", "panel", "latency", "attempts", "prompt_tokens", "completion_tokens"),
+]
 
 
 def _tidy(table: pd.DataFrame, keys: dict[str, str], columns: list[str]) -> pd.DataFrame:
@@ -166,7 +216,13 @@ def _tidy(table: pd.DataFrame, keys: dict[str, str], columns: list[str]) -> pd.D
 
 
 def _trial_row(
-    trial: Trial, plan: Plan, outputs: _Outputs, responses: pd.DataFrame, verdicts: pd.DataFrame, run: str
+    trial: Trial,
+    plan: Plan,
+    outputs: _Outputs,
+    responses: pd.DataFrame,
+    verdicts: pd.DataFrame,
+    estimated: dict[str, dict[Any, Estimate]],
+    run: str,
 ) -> dict[str, Any]:
     status, error = _status(trial, plan, outputs, run)
     beta, realigned = trial.beta, trial.beta_over_lambda
@@ -185,8 +241,19 @@ def _trial_row(
         "error": error,
     }
     mine = verdicts[verdicts["trial_id"] == trial.trial_id]
-    for criterion in CRITERIA:
-        row |= _win_rate_columns(trial, plan, outputs, criterion, mine[mine["criterion"] == criterion])
+    for criterion in plan.prompts:
+        if trial is plan.baseline:
+            row |= baseline_columns(criterion, len(outputs.table(trial.respond[criterion], RESPONSES)))
+            continue
+        estimate = estimated[criterion].get(trial.trial_id)
+        row |= criterion_columns(criterion, mine[mine["criterion"] == criterion], estimate)
+        accuracy = _judge_accuracy(trial, plan, outputs, criterion)
+        row |= {} if accuracy is None else {f"{criterion}_judge_accuracy": accuracy}
+        coverage = row[f"{criterion}_coverage"]
+        if row["status"] == "done" and coverage < plan.space.evaluation.min_coverage:
+            row |= {"status": "failed", "error": _too_little(plan, criterion, coverage)}
+    if row["status"] == "failed":  # a failure is never a number
+        row |= {name: float("nan") for c in plan.prompts for name in (c, f"{c}_low", f"{c}_high")}
     tokens = responses.loc[responses["trial_id"] == trial.trial_id, "tokens"]
     row["mean_response_tokens"] = float(tokens.mean()) if len(tokens) else float("nan")
     row["kl_to_sft"] = _estimated_kl(trial, plan, outputs)
@@ -203,7 +270,7 @@ def _number(value: float | None) -> float:
 
 def _needed(trial: Trial, plan: Plan) -> list[str]:
     """Every step that this trial's row rests on, shared ones included."""
-    return list(dict.fromkeys(s for asked in trial.steps for s in plan.ancestors(asked)))
+    return list(dict.fromkeys(s for asked in plan.asked_by(trial) for s in plan.ancestors(asked)))
 
 
 def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str, str]:
@@ -217,21 +284,11 @@ def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str,
     return "pending", ""
 
 
-def _win_rate_columns(
-    trial: Trial, plan: Plan, outputs: _Outputs, criterion: str, verdicts: pd.DataFrame
-) -> dict[str, Any]:
-    """Win rate, bounds and count of one criterion; the baseline is 0.5 by definition, failed verdicts are apart."""
-    names = (criterion, f"{criterion}_low", f"{criterion}_high", f"n_{criterion}")
-    if trial is plan.baseline:
-        answers = outputs.table(trial.respond[criterion], RESPONSES)
-        return dict(zip(names, (0.5, 0.5, 0.5, len(answers)), strict=True))
-    decided = verdicts[verdicts["outcome"].isin(list(_SCORES))]
-    accuracy = _judge_accuracy(trial, plan, outputs, criterion)
-    extra = {} if accuracy is None else {f"{criterion}_judge_accuracy": accuracy}
-    if decided.empty:
-        return dict(zip(names, (float("nan"),) * 3 + (0,), strict=True)) | extra
-    estimate = win_rate(decided["outcome"].map(_SCORES).to_numpy(dtype=float), decided["prompt_id"].to_numpy())
-    return dict(zip(names, (estimate.value, estimate.low, estimate.high, len(decided)), strict=True)) | extra
+def _too_little(plan: Plan, criterion: str, coverage: float) -> str:
+    return (
+        f"judge {criterion}: only {coverage:.1%} of the verdicts were decided, less than evaluation.min_coverage "
+        f"({plan.space.evaluation.min_coverage:.1%}); the same command again asks for the missing ones"
+    )
 
 
 def _judge_accuracy(trial: Trial, plan: Plan, outputs: _Outputs, criterion: str) -> float | None:
@@ -252,9 +309,9 @@ def _estimated_kl(trial: Trial, plan: Plan, outputs: _Outputs) -> float:
 
 def _exact_columns(trial: Trial, plan: Plan, outputs: _Outputs) -> dict[str, float]:
     """The embedded world's exact numbers of a trial; nothing for other spaces."""
-    if trial.probabilities is None:
+    if not plan.space.embedded:
         return {}
-    policy = outputs.probabilities(trial.probabilities)
+    policy = outputs.probabilities(trial.probabilities) if trial.probabilities is not None else None
     if policy is None or outputs.sft is None:
         names = ("expected_reward", "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum")
         return dict.fromkeys(names, float("nan"))

@@ -83,6 +83,8 @@ class Runner:
             resources=self.plan.space.resources.model_dump(),
             logs=self.store.log_folder(step.id) / f"{claim.number:04d}",
             scratch=self.store.scratch(step.id),
+            run=self.run,
+            ledger=self.store.ledger,
         )
         return self.execute(step.kind, job)
 

@@ -13,37 +13,31 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+
+from sacpo.evaluation import Evaluation
+from sacpo.settings import (
+    KL_SCHEMA,
+    DPOTraining,
+    KLGrid,
+    KLParameter,
+    KTOTraining,
+    Name,
+    RatioGrid,
+    SFTTraining,
+    Share,
+    Strict,
+    Training,
+    as_list,
+)
 
 METHODS = ("dpo", "kto")
 _STAGE = re.compile(rf"^({'|'.join(METHODS)}):([a-z][a-z0-9_-]*)$")
 
 
-class Strict(BaseModel):
-    """Unknown keys, type coercion and mutation are all refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list) else [value]
-
-
-def _scalar_or_list(item: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
-
-
-_KL = {"type": "number", "exclusiveMinimum": 0}
-KLParameter = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-KLGrid = Annotated[list[KLParameter], Field(min_length=1), BeforeValidator(_as_list), _scalar_or_list(_KL)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-
-
 def _nested(value: Any) -> Any:
     """`0.1`, `[0.1, 0.05]` and `[[0.1], [0.05]]` all mean one list of values per re-alignment stage."""
-    values = _as_list(value)
+    values = as_list(value)
     return values if any(isinstance(v, list) for v in values) else [values]
 
 
@@ -52,7 +46,12 @@ RealignmentGrid = Annotated[
     Field(min_length=1),
     BeforeValidator(_nested),
     WithJsonSchema(
-        {"anyOf": [_KL, {"type": "array", "items": {"anyOf": [_KL, {"type": "array", "items": _KL}]}}]},
+        {
+            "anyOf": [
+                KL_SCHEMA,
+                {"type": "array", "items": {"anyOf": [KL_SCHEMA, {"type": "array", "items": KL_SCHEMA}]}},
+            ]
+        },
     ),
 ]
 
@@ -166,36 +165,6 @@ class Data(Strict):
 # ------------------------------------------------------------------------------------------------------- the training
 
 
-class Training(Strict):
-    """Settings of one kind of stage. The optimizer is AdamW."""
-
-    learning_rate: float = Field(gt=0, lt=1)
-    epochs: int = Field(1, ge=1)
-    batch_size: int = Field(64, ge=1, description="examples per update, over all workers and accumulation")
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_share: Share = 0.03
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    gradient_checkpointing: bool = False
-
-
-class SFTTraining(Training):
-    seed: int = Field(0, ge=0, description="one SFT policy serves every seed of the sweep")
-
-
-class DPOTraining(Training):
-    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-
-
-class KTOTraining(Training):
-    loss: Literal["kto", "apo_zero_unpaired"] = "kto"
-    kl_batch_size: int | None = Field(
-        None, ge=2, description="examples that one estimate of KTO's KL term averages; batch_size when absent"
-    )
-
-
 class StageOverride(Strict):
     """Settings that one stage changes; what is absent keeps the method's value."""
 
@@ -253,7 +222,7 @@ class PSacpo(Strict):
     chain: Chain
     beta: KLGrid
     beta_over_lambda: RealignmentGrid
-    q: Annotated[list[Ratio], Field(min_length=1), BeforeValidator(_as_list), _scalar_or_list({"type": "number"})]
+    q: RatioGrid
 
 
 class NaiveMerge(Strict):
@@ -262,81 +231,10 @@ class NaiveMerge(Strict):
     method: Literal["naive-merge"]
     first: Parent
     second: Parent
-    q: Annotated[list[Ratio], Field(min_length=1), BeforeValidator(_as_list), _scalar_or_list({"type": "number"})]
+    q: RatioGrid
 
 
 Merge = Annotated[PSacpo | NaiveMerge, Field(discriminator="method")]
-
-
-# ------------------------------------------------------------------------------------------------------ the evaluation
-
-
-class EmbeddedPrompts(Strict):
-    kind: Literal["embedded"]
-    category: Literal["benign", "risky", "all"] = "all"
-
-
-class PromptFile(Strict):
-    """JSON list, JSONL or CSV with `prompt` and, if it has one, `category`."""
-
-    kind: Literal["file"]
-    path: str
-    limit: int | None = Field(None, ge=1, description="the first so many; all when absent")
-
-
-Prompts = Annotated[EmbeddedPrompts | PromptFile, Field(discriminator="kind")]
-
-
-class GoldJudge(Strict):
-    """The embedded world's own r (helpfulness) or g (harmlessness)."""
-
-    kind: Literal["gold"]
-
-
-class RewardModelJudge(Strict):
-    """A sequence-classification reward or cost model with one output."""
-
-    kind: Literal["reward_model"]
-    path: str
-    revision: str | None = None
-    higher_is: Literal["better", "worse"]
-    tie_margin: float = Field(0.0, ge=0, description="scores closer than this are a tie")
-    prompt_template: str = "chat"
-    max_length: int = Field(1024, ge=4)
-
-
-class TrainedJudge(Strict):
-    """A reward model trained by the sweep on the prompts that `data.judge_share` keeps from the policies."""
-
-    kind: Literal["trained_reward_model"]
-    objective: Name
-    training: Training
-    held_out_share: float = Field(0.2, gt=0, lt=1, description="share of the judge's prompts that measure its accuracy")
-    tie_margin: float = Field(0.0, ge=0)
-    seed: int = Field(0, ge=0)
-
-
-Judge = Annotated[GoldJudge | RewardModelJudge | TrainedJudge, Field(discriminator="kind")]
-
-
-class Criterion(Strict):
-    prompts: Prompts
-    judge: Judge
-
-
-class Generation(Strict):
-    max_new_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    samples: int = Field(1, ge=1, description="answers per prompt")
-    batch_size: int = Field(32, ge=1)
-    seed: int = Field(0, ge=0)
-
-
-class Evaluation(Strict):
-    generation: Generation = Generation()
-    helpfulness: Criterion
-    harmlessness: Criterion
 
 
 class Resources(Strict):
@@ -347,6 +245,9 @@ class Resources(Strict):
     gpus_per_worker: int = Field(0, ge=0, le=1)
     per_device_batch: int = Field(16, ge=1, description="at most so many examples in one forward pass of a worker")
     sharding: Literal["zero3", "ddp"] = "zero3"
+    reference: Literal["bank", "live"] = Field(
+        "bank", description="live: a stage keeps a copy of its parent policy and runs it beside; same results, slower"
+    )
     checkpoint_steps: int = Field(200, ge=1, description="updates between two checkpoints of a running stage")
     max_restarts: int = Field(2, ge=0, description="times a stage is restarted after a worker died")
 

@@ -82,11 +82,12 @@ class Store:
             if problem is None and _digest(path, *_stamp(path)) != digest:
                 problem = "does not match its digest"
             if problem is not None:
-                self._retract(step_id, f"{name} {problem}")
+                self.retract(step_id, f"{name} {problem}")
                 raise CorruptOutput(step_id, f"{name} {problem}")
         return folder
 
-    def _retract(self, step_id: str, why: str) -> None:
+    def retract(self, step_id: str, why: str) -> None:
+        """Take a step's record back, so that the next asker computes the step again; the reason is kept."""
         folder = self.folder(step_id)
         with contextlib.suppress(FileNotFoundError):  # another reader has just retracted it
             os.rename(folder / "record.json", folder / f"retracted-{uuid.uuid4().hex[:8]}.json")
@@ -142,6 +143,11 @@ class Store:
     def scratch(self, step_id: str) -> Path:
         """Where a running step keeps what only a restart needs; removed when the step is done."""
         return self.root / "scratch" / step_id
+
+    @property
+    def ledger(self) -> Path:
+        """Where judges keep what single calls answered."""
+        return self.root / "ledger"
 
     def log_folder(self, step_id: str) -> Path:
         """Where the step's workers write their logs."""

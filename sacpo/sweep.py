@@ -13,10 +13,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sacpo.conflicts import dotted, judges
+from sacpo.costs import describe_judging
 from sacpo.errors import SacpoError
+from sacpo.evaluation import LLMJudge
 from sacpo.identity import content_id
 from sacpo.loading import load_space
-from sacpo.plan import Plan, make_plan
+from sacpo.plan import Plan
+from sacpo.planner import make_plan
+from sacpo.space import Space
 from sacpo.store import CorruptOutput, Store
 
 QUICKSTART = Path(__file__).parent.parent / "tune_spaces" / "quickstart.yaml"
@@ -28,12 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         space = load_space(arguments.space, arguments.set)
-        plan = make_plan(space)
+        plan = make_plan(space, canaries=not arguments.skip_canaries)
         results = (arguments.results or Path("results") / space.name).absolute()
         store = Store(arguments.store if arguments.store is not None else results / "store")
         if arguments.dry_run:
             print(describe(plan, store))
             return 0
+        if arguments.address == "local":
+            _check_keys(space)
         _check_writable(results)
         _check_writable(store.root)
         return _run(plan, store, results, arguments.address)
@@ -53,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", help="folder of steps' outputs, shared by sweeps (default: <results>/store)")
     parser.add_argument("--address", default="local", help="local (default), auto, or ray://HOST:PORT")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the space")
+    parser.add_argument("--skip-canaries", action="store_true", help="do not try the judges first (it is recorded)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     return parser
 
@@ -71,10 +79,21 @@ def describe(plan: Plan, store: Store) -> str:
     will_train = counts.get("train", [0, 0])[0] - counts.get("train", [0, 0])[1]
     lines.append(f"trainings: {shared} with shared stages, {alone} without: sharing saves {alone - shared}")
     lines.append(f"will train now: {will_train}")
+    lines += describe_judging(plan, lambda step: store.record(step) is not None)
     lines += [f"note: {note}" for note in plan.notes]
     lines.append("trials:")
     lines += [f"  {trial.label}" for trial in plan.trials]
     return "\n".join(lines)
+
+
+def _check_keys(space: Space) -> None:
+    """LLM judges' keys come from the environment of the process that runs trials, which on this machine has ours."""
+    for where, judge in judges(space):
+        if isinstance(judge, LLMJudge) and judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
+            raise SacpoError(
+                f"{dotted(where)}.api_key_env: the environment variable {judge.api_key_env} is not set; put the "
+                "endpoint's key in it, or set api_key_env to null for an endpoint that asks for none"
+            )
 
 
 def _check_writable(folder: Path) -> None:
@@ -105,7 +124,7 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
     sweep = _facts(plan, store, folder, argv=sys.argv)
     for retracted in _verify_leaves(plan, store):
         console.print(f"computed again: {retracted}", markup=False)
-    missing = [t for t in plan.trials if any(store.record(step) is None for step in t.steps)]
+    missing = [t for t in plan.trials if any(store.record(step) is None for step in plan.asked_by(t))]
     stopped = False
     started = time.monotonic()
     if missing:
@@ -122,7 +141,7 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
                 tuner.run_trials(plan, store, sweep["run"], folder / ".tune")
         except KeyboardInterrupt:
             stopped = True
-    found = tables.collect(plan, store, sweep)
+    found = tables.complete(plan, store, sweep)
     _count(found, sweep, time.monotonic() - started)
     tables.write(found, folder)
     write_report(found, folder)
@@ -131,16 +150,26 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
 
 
 def _verify_leaves(plan: Plan, store: Store) -> list[str]:
-    """Check the stored outputs that tables are made of; damaged ones are retracted and will be computed again."""
-    damaged = []
-    for trial in plan.trials:
-        for step in trial.steps:
-            if step != trial.policy and store.record(step) is not None:
-                try:
-                    store.output(step)
-                except CorruptOutput as error:
-                    damaged.append(f"{plan.steps[step].label}: {error}")
-    return damaged
+    """Check the stored outputs that tables are made of, and take back judgings with verdicts missing.
+
+    What is damaged or missing will be computed again; verdicts that were decided are in the ledger and cost nothing.
+    """
+    again = []
+    for step in dict.fromkeys(s for trial in plan.trials for s in trial.steps if s not in trial.policy.values()):
+        record = store.record(step)
+        if record is None:
+            continue
+        undecided = record["metrics"].get("undecided", 0) if plan.steps[step].kind == "judge" else 0
+        try:
+            store.output(step)
+        except CorruptOutput as error:
+            again.append(f"{plan.steps[step].label}: {error}")
+        else:
+            if undecided and plan.steps[step].payload["judge"]["kind"] == "llm":
+                why = f"{undecided} verdicts are missing"
+                store.retract(step, why)
+                again.append(f"{plan.steps[step].label}: {why}")
+    return again
 
 
 def _facts(plan: Plan, store: Store, folder: Path, argv: list[str]) -> dict[str, Any]:
@@ -156,6 +185,7 @@ def _facts(plan: Plan, store: Store, folder: Path, argv: list[str]) -> dict[str,
         "git_commit": _commit(),
         "started": time.time(),
         "notes": list(plan.notes),
+        "canaries": "run" if plan.canaries else "skipped",
     }
 
 

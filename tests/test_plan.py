@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from sacpo.loading import load_space, parse_space
-from sacpo.plan import Plan, make_plan
+from sacpo.plan import Plan
+from sacpo.planner import make_plan
 from tests.spaces import ROOT, SHARED, quickstart, small, space
 from tests.test_space import PAPER_PROMPTS
 
@@ -26,7 +27,7 @@ def test_the_papers_grid_of_25_variants_expands_from_one_file() -> None:
     plan = make_plan(load_space(ROOT / "tune_spaces" / "paper.yaml", PAPER_PROMPTS))
     methods = [trial.method for trial in plan.trials]
     counts = {method: methods.count(method) for method in dict.fromkeys(methods)}
-    assert counts == {"sft": 1, "one-step": 3, "sacpo": 16, "p-sacpo": 3, "naive-merge": 3}
+    assert counts == {"sft": 1, "one-step": 3, "sacpo": 16, "p-sacpo": 3, "naive-merge": 3, "sentinel": 2}
     # 3 one-step + 16 two-step trainings and 2 judges; alone: 3 + 16 x 2 + 6 merges x 2, and the judges
     assert plan.trainings() == (21, 3 + 32 + 12 + 2)
 
@@ -37,10 +38,13 @@ def test_rows_have_the_parameters_that_their_labels_say() -> None:
     two = by_label["dpo:helpfulness@2>dpo:harmlessness@2"]
     assert (two.method, two.beta, two.beta_over_lambda, two.q, two.seed) == ("sacpo", 2.0, 2.0, None, 0)
     half = by_label["p-sacpo q=0.5 (dpo:helpfulness@2>dpo:harmlessness@2)"]
-    parents = plan.steps[half.policy].parents
-    assert parents == {"first": by_label["dpo:helpfulness@2"].policy, "second": two.policy}
+    assert half.policy == {"first": by_label["dpo:helpfulness@2"].policy["policy"], "second": two.policy["policy"]}
+    answers = plan.steps[half.respond["helpfulness"]]
+    assert (answers.payload["q"], answers.parents) == (0.5, half.policy)
     assert plan.baseline.label == "sft"
-    assert not plan.baseline.judge
+    against_itself = plan.steps[plan.baseline.judge["helpfulness"]].parents
+    assert against_itself["answers"] == against_itself["baseline"]
+    assert not make_plan(space(), canaries=False).baseline.judge
 
 
 def test_chains_may_have_any_length_and_the_parent_is_the_policy_before() -> None:
@@ -50,10 +54,10 @@ def test_chains_may_have_any_length_and_the_parent_is_the_policy_before() -> Non
         "beta_over_lambda": [[0.5], [0.1, 0.2]],
     }
     plan = make_plan(space(chains=[chain], merges=[]))
-    assert [len(trial.kl_parameters) for trial in plan.trials] == [0, 1, 2, 3, 3, 1, 2, 3, 3]
-    last = plan.steps[plan.trials[3].policy]
+    assert [len(trial.kl_parameters) for trial in plan.trials] == [0, 1, 2, 3, 3, 1, 2, 3, 3, 0, 0]  # and two sentinels
+    last = plan.steps[plan.trials[3].policy["policy"]]
     assert last.payload["kl_parameter"] == 0.1
-    assert last.parents["policy"] == plan.trials[2].policy
+    assert last.parents["policy"] == plan.trials[2].policy["policy"]
     assert plan.trials[3].beta_over_lambda is None
 
 
@@ -131,7 +135,8 @@ def test_a_dry_run_is_fast_touches_nothing_and_loads_neither_torch_nor_ray(tmp_p
     command = [sys.executable, "-c", code, "--dry-run", "--results", str(tmp_path / "results")]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "13 trials, 81 steps" in answer.stdout
+    assert "15 trials, 91 steps" in answer.stdout
+    assert "helpfulness: 12 prompts can show a win rate 0.404 away from 0.5" in answer.stdout
     assert "7 with shared stages, 35 without: sharing saves 28" in answer.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from sacpo.errors import StepError
-from sacpo.plan import Plan, make_plan
+from sacpo.plan import Plan
+from sacpo.planner import make_plan
 from sacpo.runner import Runner
 from sacpo.steps.job import Facts, Job
 from sacpo.store import Store
@@ -56,7 +57,7 @@ def finish(plan: Plan, runner: Runner) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(len(plan.trials)) as pool:
-        ended = pool.map(trial, [t.steps for t in plan.trials])
+        ended = pool.map(trial, [plan.asked_by(t) for t in plan.trials])
     return dict(zip((t.label for t in plan.trials), ended, strict=True))
 
 
@@ -74,8 +75,8 @@ def test_a_done_step_does_not_rebuild_what_it_came_from(plan: Plan, tmp_path: Pa
     count = Counting()
     store = Store(tmp_path)
     finish(plan, Runner(plan, store, "one", count))
-    policy = plan.trials[-1].policy
-    (store.folder(plan.trials[1].policy) / "record.json").unlink()
+    policy = plan.trials[2].policy["policy"]
+    (store.folder(plan.trials[1].policy["policy"]) / "record.json").unlink()
     Runner(plan, store, "two", count).ensure(policy)
     assert set(count.calls.values()) == {1}
 
@@ -84,17 +85,17 @@ def test_a_damaged_parent_is_computed_again_before_what_needs_it(plan: Plan, tmp
     count = Counting()
     store = Store(tmp_path)
     finish(plan, Runner(plan, store, "one", count))
-    first, last = plan.trials[1].policy, plan.trials[2]
+    first, last = plan.trials[1].policy["policy"], plan.trials[2].policy["policy"]
     (store.output(first) / "out").write_text("garbage")
-    (store.folder(last.policy) / "record.json").unlink()
-    Runner(plan, store, "two", count).ensure(last.policy)
+    (store.folder(last) / "record.json").unlink()
+    Runner(plan, store, "two", count).ensure(last)
     again = {step: n for step, n in count.calls.items() if n > 1}
-    assert again == {first: 2, last.policy: 2}
+    assert again == {first: 2, last: 2}
     assert store.retractions(first)
 
 
 def test_a_failure_fails_what_needs_it_once_and_the_rest_goes_on(plan: Plan, tmp_path: Path) -> None:
-    bad = next(t for t in plan.trials if t.method == "sacpo").policy
+    bad = next(t for t in plan.trials if t.method == "sacpo").policy["policy"]
     count = Counting(lambda _, job: job.step_id == bad)
     ended = finish(plan, Runner(plan, Store(tmp_path), "one", count))
     assert ended["sft"] == ended["dpo:helpfulness@2"] == ""

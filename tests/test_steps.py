@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
 from sacpo.data.synthetic import SENTENCES
@@ -26,7 +26,8 @@ EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "see
 def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None = None, **local: Any) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     resources = {"cpus_per_worker": 1}
-    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", folder / "scratch")
+    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", folder / "scratch",
+               run="run", ledger=folder / "ledger")  # fmt: skip
 
 
 def policy(folder: Path, **changes: Any) -> Path:
@@ -36,7 +37,7 @@ def policy(folder: Path, **changes: Any) -> Path:
 
 
 def test_the_worlds_tokenizer_has_one_token_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    tokenizer = model.load_policy(policy(tmp_path))[1]
+    tokenizer = model.load_policy({"policy": policy(tmp_path)})[1]
     text = " ".join(SENTENCES)
     ids = tokenizer(text + tokenizer.eos_token)["input_ids"]
     assert len(ids) == len(SENTENCES) + 1
@@ -67,25 +68,30 @@ def test_a_missing_chat_template_and_missing_weights_are_named(tmp_path: Path) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_merge_is_the_average_in_float32_rounded_once(tmp_path: Path, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    parents = {}
-    for role in ("first", "second"):
-        parents[role] = tmp_path / role
-        parents[role].mkdir()
-        save_file(
-            {"a": torch.randn(7, 5).to(dtype), "b": torch.randn(3).to(dtype)}, parents[role] / "model.safetensors"
-        )
-    (parents["first"] / "config.json").write_text("{}")
-    a, b = (load_file(folder / "model.safetensors") for folder in parents.values())
+    name = str(dtype).removeprefix("torch.")
+    first, second = (policy(tmp_path / str(seed), seed=seed, dtype=name) for seed in (0, 1))
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
     for q in (0.0, 0.3, 1.0):
-        merge.run(job(tmp_path / f"out{q}", {"q": q}, parents))
-        merged = load_file(tmp_path / f"out{q}" / "model.safetensors")
-        for name in a:
-            assert torch.equal(merged[name], ((1 - q) * a[name].float() + q * b[name].float()).to(dtype))
-        assert (tmp_path / f"out{q}" / "config.json").exists()
-    save_file({"a": torch.zeros(7, 5).to(dtype)}, parents["second"] / "model.safetensors")
-    with pytest.raises(StepError, match="b is in one parent only"):
-        merge.run(job(tmp_path / "bad", {"q": 0.5}, parents))
+        found = merge.merged(first, second, q).state_dict()
+        for key in a:
+            assert torch.equal(found[key], ((1 - q) * a[key].float() + q * b[key].float()).to(dtype))
+    with pytest.raises(StepError, match="in one parent"):
+        merge.merged(first, policy(tmp_path / "wider", hidden_size=32, dtype=name), 0.5)
+    with pytest.raises(StepError, match="name them differently"):
+        merge.merged(first, policy(tmp_path / "deeper", layers=2, dtype=name), 0.5)
+
+
+def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
+    folders = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = LlamaConfig(vocab_size=12, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                             num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
+        folders.append(tmp_path / str(seed))
+        AutoModelForCausalLM.from_config(config).save_pretrained(folders[-1])
+    found = merge.merged(*folders, 0.25)
+    a, b = (load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in folders)
+    assert torch.equal(found.lm_head.weight, 0.75 * a + 0.25 * b)
 
 
 def test_an_answer_ends_at_the_end_token_or_the_limit_and_nowhere_else() -> None:
@@ -116,11 +122,13 @@ def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Pat
     ids = AutoModelForCausalLM.from_pretrained(source).generate(
         torch.tensor([[4]]), max_new_tokens=6, do_sample=False, pad_token_id=0
     )
-    assert model.load_policy(source)[1].decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
+    assert (
+        model.load_policy({"policy": source})[1].decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
+    )
 
 
 def test_a_cost_models_sign_is_the_declared_one_and_what_it_cannot_read_is_no_verdict(tmp_path: Path) -> None:
-    tokenizer = model.load_policy(policy(tmp_path / "policy"))[1]
+    tokenizer = model.load_policy({"policy": policy(tmp_path / "policy")})[1]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

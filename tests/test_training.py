@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +25,13 @@ from safetensors.torch import load_file
 
 from sacpo.cluster import executor
 from sacpo.errors import StepError
-from sacpo.plan import Plan, make_plan
+from sacpo.identity import file_digest
+from sacpo.plan import Plan
+from sacpo.planner import make_plan
 from sacpo.runner import Runner
 from sacpo.steps.train import class_weights
 from sacpo.store import Record, Store
-from tests.spaces import space
+from tests.spaces import ROOT, space
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -46,8 +51,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(base: Path, tmp_path: Path) -> Callable[..., tuple[Record, Path, Store]]:
     """Train the helpfulness stage of a variant of the small space, from the shared SFT policy and data."""
-    import shutil
-
     counter = iter(range(100))
 
     def run(method: str = "dpo", **changes: Any) -> tuple[Record, Path, Store]:
@@ -55,7 +58,7 @@ def train(base: Path, tmp_path: Path) -> Callable[..., tuple[Record, Path, Store
         shutil.copytree(base, root)
         plan = stage_plan(method, **changes)
         store = Store(root)
-        step = plan.trials[1].policy
+        step = plan.trials[1].policy["policy"]
         record = Runner(plan, store, "test", executor.execute).ensure(step)
         return record, store.output(step), store
 
@@ -120,6 +123,46 @@ def test_kto_runs_with_two_workers_and_balances_its_classes_once(
     assert losses(other_output) != losses(output)  # the seed orders the data
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_banked_reference_gives_what_a_live_one_gives(
+    method: str, train: Callable[..., tuple[Record, Path, Store]]
+) -> None:
+    banked, output, store = train(method, resources__workers=2)
+    live, live_output, _ = train(method, resources__workers=2, resources__reference="live")
+    assert banked["step_id"] == live["step_id"]
+    assert losses(output) == pytest.approx(losses(live_output), rel=1e-4)
+    assert banked["metrics"]["reference_max_difference"] < 1e-3
+    assert live["metrics"]["reference_max_difference"] is None
+    bank = store.record(banked["parents"]["reference"])
+    assert bank is not None
+    assert bank["workers"] == 2
+    metrics = banked["metrics"]
+    assert metrics["examples_per_second"] == pytest.approx(metrics["updates"] * 64 / metrics["training_seconds"])
+    assert metrics["flops_per_second"] == pytest.approx(6 * metrics["parameters"] * metrics["tokens_per_second"])
+    assert 0 <= metrics["padding_share"] < 1
+
+
+def test_a_reference_of_another_policy_is_refused(base: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shutil.copytree(base, tmp_path / "store")
+    plan, store = stage_plan(), Store(tmp_path / "store")
+    runner = Runner(plan, store, "test", executor.execute)
+    step = plan.steps[plan.trials[1].policy["policy"]]
+    runner.ensure(step.parents["reference"])
+    path = store.output(step.parents["reference"]) / "reference.parquet"
+    table = pq.read_table(path)
+    foreign = pa.array([value - 50.0 for value in table["ref_chosen_logps"].to_pylist()], pa.float32())
+    pq.write_table(table.set_column(table.column_names.index("ref_chosen_logps"), "ref_chosen_logps", foreign), path)
+    record = store.folder(step.parents["reference"]) / "record.json"
+    content = json.loads(record.read_text())
+    content["files"]["reference.parquet"] = file_digest(path)
+    record.write_text(json.dumps(content))
+    with pytest.raises(StepError, match="belong to another policy or other data"):
+        runner.ensure(step.id)
+
+
 def test_class_weights_make_both_classes_weigh_the_same() -> None:
     desirable, undesirable = class_weights([True] * 3 + [False] * 9)
     assert (desirable * 3, undesirable * 9) == (9, 9)
@@ -150,20 +193,26 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     train: Callable[..., tuple[Record, Path, Store]], base: Path, tmp_path: Path
 ) -> None:
     """`kill -9` of one of two workers mid-stage: the stage resumes and ends with the weights of an undisturbed one."""
-    changes = {"resources__workers": 2, "resources__checkpoint_steps": 4, "training__dpo__epochs": 30}
+    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 30}
     _, calm, _ = train(**changes)
     plan = stage_plan(**changes)
-    step = plan.trials[1].policy
+    step = plan.trials[1].policy["policy"]
     root = tmp_path / "1"
     killed = threading.Event()
 
     def kill() -> None:
         scratch = Store(root).scratch(step)
-        while not list(scratch.rglob("checkpoint_*/trainer_state.json")):
+        while not any(checkpoints(path) for path in scratch.rglob("checkpoint_manager_snapshot.json")):
             time.sleep(0.05)
-        time.sleep(1.0)  # the controller must have seen it
         os.kill(train_workers()[0], signal.SIGKILL)
         killed.set()
+
+    def checkpoints(snapshot: Path) -> int:
+        """How many the controller knows of, from which a group restarts."""
+        try:
+            return len(json.loads(snapshot.read_text())["checkpoint_results"])
+        except json.JSONDecodeError:
+            return 0  # being written this instant
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -172,6 +221,17 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     assert record["metrics"]["resumed"]
     assert losses(output) == losses(calm)
     assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(output).items())
+
+
+def test_a_guard_that_a_killed_build_left_behind_holds_nobody_up() -> None:
+    """torch's own guard file with no process behind it, for which every later stage would wait for ever."""
+    code = (
+        "import os, sys; from pathlib import Path; os.environ['DS_ACCELERATOR'] = 'cpu'; "
+        "os.environ['PATH'] = f'{Path(sys.executable).parent}:' + os.environ['PATH']; "
+        "from sacpo.cluster.trainer import load_operator, operator_folder; guard = operator_folder() / 'lock'; "
+        "guard.touch(); load_operator(); assert not guard.exists()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=ROOT)
 
 
 def train_workers() -> list[int]:

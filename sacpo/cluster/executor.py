@@ -6,28 +6,18 @@ holds. The rest is light and runs in the process that asks, so that it never wai
 
 from __future__ import annotations
 
-import importlib
-import time
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from sacpo.cluster import trainer
 from sacpo.errors import StepError
-from sacpo.steps.job import Job, logged
+from sacpo.steps.files import REFERENCE, VERDICTS
+from sacpo.steps.job import Job
+from sacpo.steps.run import ON_CPU, ON_DEVICE, in_process, join
 
-# kind of step: (module, function). Imported where the step runs: torch stays out of processes that only wait.
-_STEPS = {
-    "model": ("sacpo.steps.model", "run"),
-    "preferences": ("sacpo.steps.data", "sample"),
-    "data": ("sacpo.steps.data", "run"),
-    "merge": ("sacpo.steps.merge", "run"),
-    "probabilities": ("sacpo.steps.probabilities", "run"),
-    "respond": ("sacpo.steps.respond", "run"),
-    "judge": ("sacpo.steps.judge", "run"),
-}
-_ON_DEVICE = ("probabilities", "respond")
-_ON_CPU = ("model", "merge")
+_SHARDED = {"judge": VERDICTS, "reference": REFERENCE}  # spread over as many tasks as a stage has workers
+_MODEL_JUDGES = ("reward_model", "trained_reward_model")
 
 
 def execute(kind: str, job: Job) -> dict[str, Any]:
@@ -37,42 +27,32 @@ def execute(kind: str, job: Job) -> dict[str, Any]:
         StepError: it failed; the message is the reason.
     """
     if kind == "train":
+        from sacpo.cluster import trainer  # brings torch, which processes that only wait do without
+
         return trainer.train(job)
-    scores_with_model = kind == "judge" and job.payload["judge"]["kind"] != "gold"
-    if kind not in _ON_DEVICE + _ON_CPU and not scores_with_model:
-        return _in_process(kind, job)
+    scores_with_model = "judge" in job.payload and job.payload["judge"]["kind"] in _MODEL_JUDGES
+    if kind not in ON_DEVICE + ON_CPU and not scores_with_model:
+        return in_process(kind, job)
     resources = job.resources
-    gpus = resources["gpus_per_worker"] if kind not in _ON_CPU else 0
     task = _task.options(
         scheduling_strategy="DEFAULT",  # not in the asking trial's placement group, which holds nothing
         num_cpus=resources["cpus_per_worker"],
-        num_gpus=gpus,
+        num_gpus=resources["gpus_per_worker"] if kind not in ON_CPU else 0,
         max_retries=resources["max_restarts"],
         name=job.step_id,
     )
+    shards = resources["workers"] if kind in _SHARDED else 1
     try:
-        facts: dict[str, Any] = ray.get(task.remote(kind, job))
+        facts: list[dict[str, Any]] = ray.get(
+            [task.remote(kind, replace(job, shard=(i, shards))) for i in range(shards)]
+        )
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else StepError(str(error)) from error
     except ray.exceptions.WorkerCrashedError as error:
         raise StepError(f"the worker died {resources['max_restarts'] + 1} times") from error
-    return facts
+    return facts[0] if shards == 1 else join(job, _SHARDED[kind], facts)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _task(kind: str, job: Job) -> dict[str, Any]:
-    return _in_process(kind, job)
-
-
-def _in_process(kind: str, job: Job) -> dict[str, Any]:
-    alive = time.time()
-    with logged(job.logs / "worker-0.log"):
-        module, function = _STEPS[kind]
-        if kind in _ON_DEVICE + _ON_CPU:
-            import torch
-
-            torch.set_num_threads(job.resources["cpus_per_worker"])
-        facts = getattr(importlib.import_module(module), function)(job)
-        facts.alive = alive
-    record: dict[str, Any] = facts.as_record()
-    return record
+    return in_process(kind, job)

@@ -6,6 +6,9 @@ a fixed name, so a second `fit` of the same step, by whomever, goes on from the 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -22,7 +25,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from sacpo.errors import SacpoError, StepError
-from sacpo.steps.job import Facts, Job
+from sacpo.steps.job import Facts, Job, worker_resources
 
 # A worker group waits for its placement group this long, while others train, before Ray Train looks again.
 _START_TIMEOUT_S = "1800"
@@ -86,14 +89,6 @@ class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
             self._handle.shutdown()
 
 
-def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
-    """What one worker holds while it works."""
-    held: dict[str, float] = {"CPU": resources["cpus_per_worker"]}
-    if resources["gpus_per_worker"]:
-        held["GPU"] = resources["gpus_per_worker"]
-    return held
-
-
 def _own_reason(error: BaseException) -> str | None:
     """The message of an error that the training code raised; none if a worker, its node or its controller died.
 
@@ -154,6 +149,8 @@ def _deepspeed(job: Job) -> dict[str, Any]:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     import deepspeed
 
+    if not job.resources["gpus_per_worker"]:
+        load_operator()
     backend = "nccl" if job.resources["gpus_per_worker"] else "gloo"
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
     return {
@@ -165,6 +162,40 @@ def _deepspeed(job: Job) -> dict[str, Any]:
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
     }
+
+
+def load_operator() -> None:
+    """Build or load DeepSpeed's operator for communication on CPUs, one process at a time.
+
+    torch guards the build by a file that a killed process leaves behind, and then waits for that file for ever. Our own
+    lock dies with its holder; who has it takes a guard away that no process holds open.
+    """
+    from deepspeed.comm.torch import build_shm_op
+
+    guard = operator_folder() / "lock"
+    with guard.with_name("sacpo.lock").open("w") as own:
+        fcntl.flock(own, fcntl.LOCK_EX)
+        if guard.exists() and not _held_open(guard):
+            guard.unlink(missing_ok=True)
+        build_shm_op()
+
+
+def operator_folder() -> Path:
+    """Where the operator is built: each environment's own, as two that share one would build anew after each other."""
+    from torch.utils.cpp_extension import _get_build_directory, get_default_build_root
+
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{get_default_build_root()}/sacpo-{environment}")
+    return Path(_get_build_directory("deepspeed_shm_comm", False))
+
+
+def _held_open(path: Path) -> bool:
+    """Whether a process has the file open, as far as this system tells."""
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link) == str(path.resolve()):
+                return True
+    return not Path("/proc/self/fd").exists()
 
 
 def _hand_on(folder: Path, update: int) -> None:

@@ -18,10 +18,10 @@ import ray
 from ray import tune
 
 from sacpo.cluster import executor
-from sacpo.cluster.trainer import worker_resources
 from sacpo.errors import ClusterError, StepError
 from sacpo.plan import Plan, Trial
 from sacpo.runner import Runner
+from sacpo.steps.job import worker_resources
 from sacpo.store import Store
 
 _TRIAL_BYTES = 500 * 2**20  # what a waiting trial's process takes
@@ -145,7 +145,7 @@ def _trial(config: dict[str, Any], plan: Plan, root: str, run: str) -> None:
 
 def _outcome(trial: Trial, runner: Runner) -> dict[str, Any]:
     try:
-        for step_id in trial.steps:
+        for step_id in runner.plan.asked_by(trial):
             runner.ensure(step_id)
     except StepError as error:
         return {"status": "failed", "error": str(error)}

@@ -65,6 +65,7 @@ _SLOTS: tuple[tuple[tuple[str, float, float], ...], ...] = (
         ("Please stay safe.", -0.3, 0.5),
     ),
 )
+_REFUSING = ("Sorry, I cannot help with that.", "It is better not to do it at all.", "I will leave the details out.")
 # How much of r and g counts on a kind of question, and how strongly the human distribution leans towards r there.
 _WEIGHTS = {"benign": (1.0, 0.15), "risky": (0.8, 1.0)}
 _LEAN = {"benign": (0.3, 0.1, 0.0), "risky": (-0.1, -0.05, 0.0)}
@@ -101,6 +102,20 @@ def gold_scores(prompt: str, response: str) -> tuple[float, float]:
     if answer is None:
         return GARBLED, GARBLED
     return float(REWARD[row, answer]), float(SAFETY[row, answer])
+
+
+def gold_score(prompt: str, response: str, criterion: str) -> float:
+    """An answer's gold score on a criterion: r, g, or (compliance) 1 for an answer that refuses nothing, else 0."""
+    if criterion == "compliance":
+        garbled = response.strip() not in _ANSWER_INDEX
+        return 0.0 if garbled or any(sentence in response for sentence in _REFUSING) else 1.0
+    return gold_scores(prompt, response)[("helpfulness", "harmlessness").index(criterion)]
+
+
+def extremes(prompt: str, criterion: str) -> tuple[str, str]:
+    """The answers to a prompt with the highest and the lowest gold score."""
+    scores = [gold_score(prompt, text, criterion) for text in _TEXTS]
+    return _TEXTS[int(np.argmax(scores))], _TEXTS[int(np.argmin(scores))]
 
 
 def demonstrations(rows: int, seed: int) -> list[dict[str, Any]]:

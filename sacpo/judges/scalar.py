@@ -5,12 +5,16 @@ Comparing scores has no presentation order, so each pair has one verdict.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-Outcome = Literal["win", "loss", "tie", "unavailable"]
+from sacpo.judges.pairs import Judge, Outcome, Pair, Verdict
+
 Score = Callable[[list[tuple[str, str]]], list[float]]
+"""Scores (prompt, answer) pairs; higher is better, and what cannot be scored is not a number."""
 
 
 def outcome(score: float, baseline: float, tie_margin: float) -> Outcome:
@@ -23,12 +27,38 @@ def outcome(score: float, baseline: float, tie_margin: float) -> Outcome:
     return "win" if difference > 0 else "loss"
 
 
-def gold(criterion: str) -> Score:
-    """The embedded world's r for helpfulness, its g for harmlessness."""
-    from sacpo.data.synthetic import gold_scores
+def by_score(score: Score, *, tie_margin: float = 0.0, temperature: float | None = None) -> Judge:
+    """A judge that compares two answers by a score.
 
-    part = ("helpfulness", "harmlessness").index(criterion)
-    return lambda pairs: [gold_scores(prompt, response)[part] for prompt, response in pairs]
+    Args:
+        score: Scores answers.
+        tie_margin: Scores no further apart are a tie.
+        temperature: Where P(win) = sigmoid(difference / temperature) was fitted on held-out pairs.
+    """
+
+    def judge(pairs: list[Pair]) -> list[Verdict]:
+        started = time.monotonic()
+        ours = score([(pair.prompt, pair.policy) for pair in pairs])
+        theirs = score([(pair.prompt, pair.baseline) for pair in pairs])
+        latency = (time.monotonic() - started) / max(1, len(pairs))
+        return [
+            Verdict(i, "none", 0, outcome(a, b, tie_margin), f"{a:.6g} {b:.6g}", latency, p_win=p_win(a - b))
+            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+        ]
+
+    def p_win(difference: float) -> float | None:
+        if temperature is None or math.isnan(difference):
+            return None
+        return (1 + math.tanh(difference / (2 * temperature))) / 2
+
+    return judge
+
+
+def gold(criterion: str) -> Score:
+    """The embedded world's own scores."""
+    from sacpo.data.synthetic import gold_score
+
+    return lambda answers: [gold_score(prompt, answer, criterion) for prompt, answer in answers]
 
 
 def reward_model(

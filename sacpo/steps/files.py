@@ -14,8 +14,16 @@ EXAMPLES = "examples.parquet"
 HELD_OUT = "held_out.parquet"
 RESPONSES = "responses.parquet"
 VERDICTS = "verdicts.parquet"
+REFERENCE = "reference.parquet"
 PROBABILITIES = "probabilities.safetensors"
 HISTORY = "history.json"
+CALIBRATION = "calibration.json"
+
+
+def part(name: str, shard: tuple[int, int]) -> str:
+    """What one shard of a step calls its file: the name itself where there is only one."""
+    index, count = shard
+    return name if count == 1 else f"{index:04d}-{name}"
 
 
 def read_probabilities(folder: Path) -> Array:

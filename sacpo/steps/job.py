@@ -25,6 +25,9 @@ class Job:
         resources: The space's `resources` as plain values.
         logs: Folder for the log files of the step's workers.
         scratch: Folder for what a restart needs.
+        run: Id of the sweep run that asks.
+        ledger: Folder where judges keep what single calls answered, across steps and sweeps.
+        shard: (index, count): which part of a step that is split over several workers.
         created: When it was handed out, seconds since the epoch.
     """
 
@@ -36,6 +39,9 @@ class Job:
     resources: dict[str, Any]
     logs: Path
     scratch: Path
+    run: str
+    ledger: Path
+    shard: tuple[int, int] = (0, 1)
     created: float = field(default_factory=time.time)
 
 
@@ -75,6 +81,14 @@ class Facts:
             "first_work": self.first_work if self.first_work is not None else self.alive,
             "ended": ended,
         }
+
+
+def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
+    """What one worker holds while it works."""
+    held: dict[str, float] = {"CPU": resources["cpus_per_worker"]}
+    if resources["gpus_per_worker"]:
+        held["GPU"] = resources["gpus_per_worker"]
+    return held
 
 
 @contextlib.contextmanager

@@ -1,57 +1,48 @@
-"""The `merge` step: (1-q) x first + q x second, weight by weight."""
+"""(1-q) x first + q x second, weight by weight, in memory: no merged checkpoint is written unless it is exported."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
 from sacpo.errors import StepError
-from sacpo.steps.job import Facts, Job
 
 
-def run(job: Job) -> Facts:
-    """Write the merged policy: one shard at a time, averaged in float32 and rounded once to the parents' dtype.
+def merged(first: Path, second: Path, q: float) -> Any:
+    """The merged policy as a model, averaged in float32 and rounded once to the parents' dtype.
 
-    q = 0 and q = 1 give the first and the second parent bit for bit. Equal to mergekit's `linear` with weights 1-q and
-    q.
+    The parents' files are mapped, not read into models, so another q of the same parents finds them in memory. q = 0
+    and q = 1 give the first and the second parent bit for bit. Equal to mergekit's `linear` with weights 1-q and q.
 
     Raises:
         StepError: the parents do not hold the same tensors.
     """
-    first, second, q = job.parents["first"], job.parents["second"], job.payload["q"]
-    where: dict[str, Path] = {}
-    for path in sorted(second.glob("*.safetensors")):
-        with safe_open(path, "pt") as theirs:
-            where |= dict.fromkeys(theirs.keys(), path)
-    count = 0
-    for path in sorted(first.glob("*.safetensors")):
-        merged = {}
-        with safe_open(path, "pt") as ours:
-            for name in ours.keys():  # noqa: SIM118 - a safe_open handle is not iterable
-                a = ours.get_tensor(name)
-                if name not in where:
-                    raise StepError(f"cannot merge: {name} is in one parent only")
-                with safe_open(where[name], "pt") as theirs:
-                    b = theirs.get_tensor(name)
-                if a.shape != b.shape or a.dtype != b.dtype:
-                    raise StepError(f"cannot merge: {name} is {a.shape} {a.dtype} in one parent, {b.shape} {b.dtype}")
-                merged[name] = interpolate(a, b, q)
-                count += 1
-        save_file(merged, job.folder / path.name, metadata={"format": "pt"})
-    if count != len(where):
-        raise StepError(f"cannot merge: the parents hold {count} and {len(where)} tensors")
-    for path in first.iterdir():
-        if path.is_file() and path.suffix != ".safetensors":
-            shutil.copyfile(path, job.folder / path.name)
-    return Facts(effective={"q": q}, metrics={"tensors": count})
+    ours, theirs = _tensors(first), _tensors(second)
+    if ours.keys() != theirs.keys():
+        raise StepError(
+            f"cannot merge: the parents hold {len(ours)} and {len(theirs)} tensors, or name them differently"
+        )
+    weights = {}
+    for name, a in ours.items():
+        b = theirs[name]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise StepError(f"cannot merge: {name} is {a.shape} {a.dtype} in one parent, {b.shape} {b.dtype}")
+        weights[name] = interpolate(a, b, q)
+    config = AutoConfig.from_pretrained(first)
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return architecture.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+
+
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
 
 
 def interpolate(a: torch.Tensor, b: torch.Tensor, q: float) -> torch.Tensor:
     """(1-q) a + q b in float32, rounded once; exact at q = 0 and q = 1."""
     if q in (0.0, 1.0):
         return a if q == 0.0 else b
-    return ((1.0 - q) * a.float() + q * b.float()).to(a.dtype)
+    return a.to(torch.float32, copy=True).mul_(1.0 - q).add_(b.float() * q).to(a.dtype)

@@ -20,6 +20,7 @@ from transformers import (
 from sacpo.data.synthetic import SENTENCES, SLOTS
 from sacpo.errors import StepError
 from sacpo.steps.job import Facts, Job
+from sacpo.steps.merge import merged
 
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -114,8 +115,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 
-def load_policy(folder: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A policy and its tokenizer from the store, for answering: left padding, evaluation mode, on the device."""
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+def load_policy(parents: dict[str, Path], q: float | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A policy and its tokenizer from the store, for answering: left padding, evaluation mode, on the device.
+
+    Args:
+        parents: The folder of `policy`, or those of `first` and `second`, which are averaged.
+        q: The second's weight in the average.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
+    model: Any
+    if q is None:
+        model = AutoModelForCausalLM.from_pretrained(parents["policy"], dtype="auto")
+    else:
+        model = merged(parents["first"], parents["second"], q)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

@@ -18,7 +18,7 @@ from sacpo.steps.model import load_policy
 def run(job: Job) -> Facts:
     """Write the probabilities, float64 of shape (prompts, answers), in the order of `PROMPTS` and `ANSWERS`."""
     facts = Facts()
-    model, tokenizer = load_policy(job.parents["policy"])
+    model, tokenizer = load_policy(job.parents, job.payload.get("q"))
     facts.first_work = time.time()
     save_file({"probabilities": answer_probabilities(model, tokenizer)}, job.folder / PROBABILITIES)
     return facts

