@@ -47,6 +47,12 @@ class Runner:
         Raises:
             StepError: the step, or one that it needs, failed; the message is the reason and names the log.
         """
+        while (record := self.attempt(step_id)) is None:
+            time.sleep(POLL_S)
+        return record
+
+    def attempt(self, step_id: str) -> Record | None:
+        """The same, or none at once if a live holder elsewhere is at the step."""
         step = self.plan.steps[step_id]
         while True:
             record = self.store.record(step_id)
@@ -59,8 +65,7 @@ class Runner:
                 self.ensure(parent)
             claim = self.store.claim(step, self.run)
             if claim is None:
-                time.sleep(POLL_S)
-                continue
+                return self.store.record(step_id)
             try:
                 return claim.commit(self._carry_out(step, claim))
             except CorruptOutput:

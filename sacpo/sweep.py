@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sacpo import status
 from sacpo.conflicts import dotted, judges
 from sacpo.costs import describe_judging
 from sacpo.errors import SacpoError
@@ -32,6 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all trials ended well, 1 some failed or the run was stopped, 2 bad input."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.status is not None:
+            asked = status.stores(Path(arguments.status) if arguments.status else None, arguments.store)
+            print(status.describe([sweep for store in asked for sweep in status.sweeps(store)]))
+            return 0
         space = load_space(arguments.space, arguments.set)
         plan = make_plan(space, canaries=not arguments.skip_canaries)
         results = (arguments.results or Path("results") / space.name).absolute()
@@ -61,6 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--address", default="local", help="local (default), auto, or ray://HOST:PORT")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the space")
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judges first (it is recorded)")
+    parser.add_argument(
+        "--status",
+        nargs="?",
+        const="",
+        metavar="RESULTS",
+        help="show the sweeps of a results folder's store, or of all",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     return parser
 
@@ -133,11 +145,11 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
         console.print(f"{plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps; results in {folder}")
         try:
             with (
+                status.Register(plan, store, sweep),
                 logged(folder / "sweep.log"),
                 tuner.cluster(address),
                 Progress(plan, store, sweep, lambda found: tables.write(found, folder), console),
             ):
-                tuner.slots(plan)
                 tuner.run_trials(plan, store, sweep["run"], folder / ".tune")
         except KeyboardInterrupt:
             stopped = True

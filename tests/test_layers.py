@@ -14,7 +14,7 @@ HEAVY = {"ray", "torch", "transformers", "trl", "deepspeed", "datasets"}
 OWNERS = {
     "trl": {"steps/trainers.py"},
     "deepspeed": {"cluster/trainer.py"},
-    "ray": {"cluster/trainer.py", "cluster/executor.py", "cluster/tuner.py"},
+    "ray": {"cluster/trainer.py", "cluster/executor.py", "cluster/tuner.py", "cluster/dispatch.py"},
     "yaml": {"loading.py"},
     "matplotlib": {"pictures.py", "report.py"},
     "plotly": {"report.py"},

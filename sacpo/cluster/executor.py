@@ -13,11 +13,10 @@ import ray
 
 from sacpo.errors import StepError
 from sacpo.steps.files import REFERENCE, VERDICTS
-from sacpo.steps.job import Job
-from sacpo.steps.run import ON_CPU, ON_DEVICE, in_process, join
+from sacpo.steps.job import ON_CPU, Job, workers_held
+from sacpo.steps.run import in_process, join
 
-_SHARDED = {"judge": VERDICTS, "reference": REFERENCE}  # spread over as many tasks as a stage has workers
-_MODEL_JUDGES = ("reward_model", "trained_reward_model")
+_SHARDED = {"judge": VERDICTS, "reference": REFERENCE}  # what each shard writes a part of
 
 
 def execute(kind: str, job: Job) -> dict[str, Any]:
@@ -30,10 +29,10 @@ def execute(kind: str, job: Job) -> dict[str, Any]:
         from sacpo.cluster import trainer  # brings torch, which processes that only wait do without
 
         return trainer.train(job)
-    scores_with_model = "judge" in job.payload and job.payload["judge"]["kind"] in _MODEL_JUDGES
-    if kind not in ON_DEVICE + ON_CPU and not scores_with_model:
-        return in_process(kind, job)
     resources = job.resources
+    shards = workers_held(kind, job.payload, resources)
+    if not shards:
+        return in_process(kind, job)
     task = _task.options(
         scheduling_strategy="DEFAULT",  # not in the asking trial's placement group, which holds nothing
         num_cpus=resources["cpus_per_worker"],
@@ -41,7 +40,6 @@ def execute(kind: str, job: Job) -> dict[str, Any]:
         max_retries=resources["max_restarts"],
         name=job.step_id,
     )
-    shards = resources["workers"] if kind in _SHARDED else 1
     try:
         facts: list[dict[str, Any]] = ray.get(
             [task.remote(kind, replace(job, shard=(i, shards))) for i in range(shards)]

@@ -1,7 +1,8 @@
 """Trials on Ray Tune: one Tune trial a policy, on the head node, holding neither CPU nor accelerator.
 
-What holds them are the steps' worker groups and tasks (`sacpo.cluster.executor`), each of which gets all it needs at
-once or waits, so nothing that is waited for can be kept from starting by what waits.
+A trial does light steps, whichever is next, until its own are settled. What holds CPUs and accelerators are the steps'
+worker groups and tasks (`sacpo.cluster.executor`), each of which gets all it needs at once or waits, so nothing that is
+waited for can be kept from starting by what waits.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ import ray
 from ray import tune
 
 from sacpo.cluster import executor
-from sacpo.errors import ClusterError, StepError
-from sacpo.plan import Plan, Trial
-from sacpo.runner import Runner
+from sacpo.cluster.dispatch import Dispatcher, attempt
+from sacpo.errors import ClusterError
+from sacpo.plan import Plan
+from sacpo.runner import Executor, Runner
 from sacpo.steps.job import worker_resources
 from sacpo.store import Store
 
 _TRIAL_BYTES = 500 * 2**20  # what a waiting trial's process takes
+_MOST_TRIALS = 64  # under way at once: they only wait, and do light steps
 _HEAD = "node:__internal_head__"  # Ray's own resource: there is one on every cluster's head, and nowhere else
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -55,6 +58,7 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
     try:
         if address == "local":
             os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for what happens to nodes
             ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
         else:
             _reach(address)
@@ -62,7 +66,7 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise ClusterError(
             f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
-            "use `local`, or start one with `ray up cluster.yaml`"
+            "use `local`, or give the address of one that runs"
         ) from error
     try:
         yield
@@ -80,11 +84,11 @@ def _reach(address: str) -> None:
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
-def slots(plan: Plan) -> int:
-    """How many worker groups of this plan fit the cluster at once.
+def capacity(plan: Plan) -> int:
+    """How many workers of this plan fit the cluster at once, in whole groups.
 
     Raises:
-        ClusterError: not one does; says what a group needs and what there is.
+        ClusterError: not one group does; says what it needs and what there is.
     """
     resources = plan.space.resources
     need = worker_resources(resources.model_dump())
@@ -100,21 +104,15 @@ def slots(plan: Plan) -> int:
             f"cluster has {there} on {len(nodes)} node(s), room for {workers}; "
             "set resources.workers, cpus_per_worker or gpus_per_worker lower, or add nodes"
         )
-    return workers // resources.workers
+    return workers - workers % resources.workers
 
 
-def concurrency(plan: Plan) -> int:
-    """How many trials may be under way: enough that every slot has one that works while others wait or are judged.
-
-    A waiting trial's step is always being worked on by a trial that runs, so any number above zero makes progress;
-    memory bounds it from above.
-    """
-    head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
-    room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
-    return max(1, min(len(plan.trials), 2 * slots(plan) + 1, room))
+def concurrency(groups: int) -> int:
+    """How many trials may be under way, and with them light steps, where so many worker groups fit."""
+    return min(groups + 1, _MOST_TRIALS)
 
 
-def run_trials(plan: Plan, store: Store, run: str, folder: Path) -> None:
+def run_trials(plan: Plan, store: Store, run: str, folder: Path, execute: Executor = executor.execute) -> None:
     """Run the plan's trials to their ends. Success and failure are read from the store, not from Tune.
 
     Args:
@@ -122,31 +120,50 @@ def run_trials(plan: Plan, store: Store, run: str, folder: Path) -> None:
         store: Where its steps are.
         run: Id of this run.
         folder: Where Tune keeps its own files.
+        execute: Carries steps out.
     """
+    workers = capacity(plan)
+    head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
+    room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
+    trials = max(1, min(len(plan.trials), concurrency(workers // plan.space.resources.workers), room))
+    runner = Runner(plan, store, run, execute)
+    dispatcher = Dispatcher.options(  # type: ignore[attr-defined]
+        num_cpus=0, resources={_HEAD: 0.0001}, max_restarts=-1, max_task_retries=-1, max_concurrency=2 * trials + 2
+    ).remote(
+        runner, workers + plan.space.resources.workers, trials
+    )  # the next group's controller is up before its turn
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, plan=plan, root=str(store.root), run=run),
+        tune.with_parameters(_trial, runner=runner, dispatcher=dispatcher),
         tune.PlacementGroupFactory([{_HEAD: 0.0001, "memory": _TRIAL_BYTES}]),
     )
     tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search([trial.trial_id for trial in plan.trials])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=concurrency(plan), reuse_actors=True),
+        tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=True),
         run_config=tune.RunConfig(
-            name=run, storage_path=str(folder), verbose=0, failure_config=tune.FailureConfig(max_failures=2)
+            name=run,
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[_Lost(dispatcher)],
         ),
     ).fit()
 
 
-def _trial(config: dict[str, Any], plan: Plan, root: str, run: str) -> None:
-    """One trial, in its own process: asks for its steps in order and reports its judged criteria."""
-    trial = next(t for t in plan.trials if t.trial_id == config["trial"])
-    tune.report({"trial_id": trial.trial_id, **_outcome(trial, Runner(plan, Store(root), run, executor.execute))})
+class _Lost(tune.Callback):  # type: ignore[misc]
+    """Tells the dispatcher of a trial that has ended for good without saying so."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self.dispatcher.lost.remote(trial.config["trial"])
 
 
-def _outcome(trial: Trial, runner: Runner) -> dict[str, Any]:
-    try:
-        for step_id in runner.plan.asked_by(trial):
-            runner.ensure(step_id)
-    except StepError as error:
-        return {"status": "failed", "error": str(error)}
-    return {"status": "done"}
+def _trial(config: dict[str, Any], runner: Runner, dispatcher: Any) -> None:
+    """One trial, in its own process: carries out what it is handed until it may leave."""
+    trial: str = config["trial"]
+    ended = None
+    while (step := ray.get(dispatcher.take.remote(trial, ended))) is not None:
+        ended = attempt(runner, step)
+    tune.report({"trial_id": trial})

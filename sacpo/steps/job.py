@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ON_DEVICE = ("reference", "probabilities", "respond")  # load a policy
+ON_CPU = ("model",)
+_MODEL_JUDGES = ("reward_model", "trained_reward_model")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,6 +61,7 @@ class Facts:
         alive: When the first worker process was there, seconds since the epoch.
         first_work: When the first training or answering step began.
         ended: When the work was done.
+        readied: (part of the start, when it was over), in order; see `ready`.
     """
 
     effective: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +71,16 @@ class Facts:
     alive: float = field(default_factory=time.time)
     first_work: float | None = None
     ended: float | None = None
+    readied: list[tuple[str, float]] = field(default_factory=list)
+
+    def ready(self, part: str) -> None:
+        """Note that a part of what comes before the first work is over."""
+        self.readied.append((part, time.time()))
+
+    def start_seconds(self) -> dict[str, float]:
+        """Seconds of each part of the start."""
+        times = [self.alive, *(when for _, when in self.readied)]
+        return {part: after - before for (part, _), before, after in zip(self.readied, times, times[1:], strict=False)}
 
     def as_record(self) -> dict[str, Any]:
         """The facts as JSON values, with seconds derived."""
@@ -89,6 +104,14 @@ def worker_resources(resources: dict[str, Any]) -> dict[str, float]:
     if resources["gpus_per_worker"]:
         held["GPU"] = resources["gpus_per_worker"]
     return held
+
+
+def workers_held(kind: str, payload: dict[str, Any], resources: dict[str, Any]) -> int:
+    """How many workers' resources a step holds at once; 0 where the process that asks does it itself, holding none."""
+    with_model = "judge" in payload and payload["judge"]["kind"] in _MODEL_JUDGES
+    if kind in ("train", "reference") or (kind == "judge" and with_model):
+        return int(resources["workers"])
+    return int(with_model or kind in ON_DEVICE + ON_CPU)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sacpo.steps.files import part
-from sacpo.steps.job import Job, logged
+from sacpo.steps.job import ON_CPU, ON_DEVICE, Job, logged
 
 # kind of step: (module, function). Imported where the step runs: torch stays out of processes that only wait.
 STEPS = {
@@ -23,8 +23,6 @@ STEPS = {
     "judge": ("sacpo.steps.judge", "run"),
     "canary": ("sacpo.steps.judge", "canary"),
 }
-ON_DEVICE = ("reference", "probabilities", "respond")
-ON_CPU = ("model",)
 
 
 def in_process(kind: str, job: Job) -> dict[str, Any]:

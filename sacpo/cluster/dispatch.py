@@ -1,0 +1,126 @@
+"""The sweep's one dispatcher: an actor that says which step is next, by `sacpo.schedule`.
+
+Steps that hold workers' places it starts itself and waits for, a thread each, so that as many can be under way as there
+are places, in one process. Light steps (tokenising, gold values, an LLM endpoint's calls) it hands to the trials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from sacpo.errors import StepError
+from sacpo.runner import Runner
+from sacpo.schedule import Schedule, nodes
+
+_REST_S = {"elsewhere": 1.0, "trouble": 5.0, "lost": 0.0}  # until a step is offered again
+_PATIENCE = 24  # troubles (the store cannot be reached, a disk is full) until a step counts as failed
+
+
+def attempt(runner: Runner, step: str) -> str:
+    """Carry a step out; how that ended: `done`, `failed`, or `elsewhere` if another sweep is at it."""
+    try:
+        return "elsewhere" if runner.attempt(step) is None else "done"
+    except StepError:
+        return "failed"
+
+
+@ray.remote
+class Dispatcher:
+    """Its state is what the store says, so that it can begin anew at any time.
+
+    Args:
+        runner: Carries steps out.
+        workers: Workers' places.
+        light: Light steps that may be under way at once.
+    """
+
+    def __init__(self, runner: Runner, workers: int, light: int) -> None:
+        plan, store = runner.plan, runner.store
+        self._runner = runner
+        self._targets = {trial.trial_id: plan.asked_by(trial) for trial in plan.trials}
+        done = {step for step in plan.steps if store.record(step) is not None}
+        wanted = [step for steps in self._targets.values() for step in steps]
+        self._schedule = Schedule(nodes(plan), wanted, done, workers, light)
+        for step in plan.steps.keys() - done:
+            failure = store.failure(step)
+            if failure is not None and failure["run"] == runner.run:
+                self._schedule.finish(step, well=False)
+        self._held: dict[str, str] = {}  # by trial
+        self._started: set[str] = set()
+        self._troubles: Counter[str] = Counter()
+        self._news = asyncio.Condition()
+        self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="step")
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def take(self, trial: str, ended: str | None) -> str | None:
+        """The next light step for a trial, once there is one; none when the trial may leave.
+
+        It may when its own steps are settled. The last trials stay and help until all are.
+
+        Args:
+            trial: The trial's id.
+            ended: How the step ended that it was handed before (`attempt`); none at its beginning.
+        """
+        self._started.add(trial)
+        async with self._news:
+            step = self._held.pop(trial, None)
+            if step is not None:
+                self._end(step, ended or "lost")
+            self._start()
+            mine = self._targets[trial]
+            while not self._schedule.over(mine if len(self._started) < len(self._targets) else None):
+                step = self._schedule.take(holds=False)
+                if step is not None:
+                    self._held[trial] = step
+                    return step
+                await self._news.wait()
+        return None
+
+    async def lost(self, trial: str) -> None:
+        """The trial is gone for good; others go on with what it held."""
+        async with self._news:
+            if trial in self._held:
+                self._end(self._held.pop(trial), "lost")
+
+    def _start(self) -> None:
+        """Start all steps that hold workers' places and may start now."""
+        while (step := self._schedule.take(holds=True)) is not None:
+            self._keep(self._carry_out(step))
+
+    async def _carry_out(self, step: str) -> None:
+        try:
+            outcome = await asyncio.get_running_loop().run_in_executor(self._pool, attempt, self._runner, step)
+        except Exception:
+            logging.getLogger(__name__).exception("%s: no outcome could be kept", step)
+            self._troubles[step] += 1
+            outcome = "trouble" if self._troubles[step] < _PATIENCE else "failed"
+        async with self._news:
+            self._end(step, outcome)
+            self._start()
+
+    def _end(self, step: str, outcome: str) -> None:
+        if outcome in ("done", "failed"):
+            self._schedule.finish(step, well=outcome == "done")
+        else:
+            self._schedule.rest(step)
+            self._keep(self._offer(step, _REST_S[outcome]))
+        self._news.notify_all()
+
+    async def _offer(self, step: str, after: float) -> None:
+        await asyncio.sleep(after)
+        async with self._news:
+            self._schedule.offer(step)
+            self._start()
+            self._news.notify_all()
+
+    def _keep(self, work: Coroutine[None, None, None]) -> None:
+        """Run beside; the loop itself keeps no reference to its tasks."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
