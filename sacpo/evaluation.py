@@ -117,7 +117,10 @@ class Generation(Strict):
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1)
     samples: int = Field(1, ge=1, description="answers per prompt")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="answers at once")
+    engine: Literal["batched", "continuous"] = Field(
+        "batched", description="transformers' generate on batches of like length, or its continuous batching"
+    )
     seed: int = Field(0, ge=0)
 
 

@@ -18,7 +18,7 @@ from sacpo.judges import scalar
 from sacpo.steps import merge, model, respond
 from sacpo.steps.files import RESPONSES
 from sacpo.steps.job import Job
-from sacpo.steps.respond import _lengths
+from sacpo.steps.respond import _ended
 
 EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
 
@@ -95,12 +95,13 @@ def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
 
 
 def test_an_answer_ends_at_the_end_token_or_the_limit_and_nowhere_else() -> None:
-    answers = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [2, 5, 2, 2]])
-    assert _lengths(answers, eos=2) == [2, 4, 1]
+    answers = [[5, 2, 0, 0], [5, 6, 7, 8], [2, 5, 2, 2]]
+    assert [_ended(answer, eos=2) for answer in answers] == [[5, 2], [5, 6, 7, 8], [2]]
 
 
 def answer(folder: Path, source: Path, **changes: Any) -> list[dict[str, Any]]:
-    generation = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "samples": 3, "batch_size": 4, "seed": 0}
+    generation = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "samples": 3, "batch_size": 4, "seed": 0,
+                  "engine": "batched"}  # fmt: skip
     prompts = [[str(i), text, "benign"] for i, text in enumerate(SENTENCES[:5])]
     payload = {"generation": generation | changes, "prompt_template": "{prompt} "}
     facts = respond.run(job(folder, payload, {"policy": source, "sft": source}, prompts=prompts))
@@ -110,14 +111,16 @@ def answer(folder: Path, source: Path, **changes: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["batched", "continuous"])
+def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Path, engine: str) -> None:
     source = policy(tmp_path / "policy")
-    rows = answer(tmp_path / "a", source)
-    assert rows == answer(tmp_path / "b", source)
-    assert rows != answer(tmp_path / "c", source, seed=1)
+    rows = answer(tmp_path / "a", source, engine=engine)
+    assert rows == answer(tmp_path / "b", source, engine=engine)
+    assert rows != answer(tmp_path / "c", source, engine=engine, seed=1)
     assert [(row["prompt_id"], row["sample"]) for row in rows] == [(str(i), k) for i in range(5) for k in range(3)]
     assert all(row["finished"] == (row["tokens"] < 6) or row["tokens"] == 6 for row in rows)
-    greedy = answer(tmp_path / "d", source, temperature=0.0)
+    greedy = answer(tmp_path / "d", source, engine=engine, temperature=0.0)
+    assert greedy == answer(tmp_path / "e", source, engine="batched", temperature=0.0, batch_size=1)
     assert len({row["response"] for row in greedy if row["prompt_id"] == "0"}) == 1
     ids = AutoModelForCausalLM.from_pretrained(source).generate(
         torch.tensor([[4]]), max_new_tokens=6, do_sample=False, pad_token_id=0

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sacpo.data.tokenise import encode, render
+from sacpo.steps.engines import ENGINES
 from sacpo.steps.files import RESPONSES
 from sacpo.steps.job import Facts, Job
 from sacpo.steps.model import load_policy
@@ -18,7 +19,7 @@ from sacpo.steps.model import load_policy
 
 @torch.no_grad()
 def run(job: Job) -> Facts:
-    """Generate batch by batch, longest prompts first; an answer ends at the end-of-sequence token or at the limit.
+    """Generate by the chosen engine; an answer ends at the end-of-sequence token or at the limit.
 
     Where the answers are plain samples (temperature 1) and an SFT policy is given, KL(policy || SFT) is estimated on
     them: the sum over an answer's tokens of the exact KL between the two next-token distributions, averaged over
@@ -35,51 +36,32 @@ def run(job: Job) -> Facts:
     sft = load_policy({"policy": job.parents["sft"]})[0] if "sft" in job.parents else None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    torch.manual_seed(settings["seed"])
-    sampling: dict[str, Any] = {"do_sample": settings["temperature"] > 0}
-    if sampling["do_sample"]:
-        sampling |= {"temperature": settings["temperature"], "top_p": settings["top_p"], "top_k": 0}
-    texts = [render(text, tokenizer=tokenizer, template=job.payload["prompt_template"]) for _, text, _ in _prompts(job)]
-    queue = sorted(range(len(texts) * settings["samples"]), key=lambda i: -len(texts[i // settings["samples"]]))
+    prompts = [prompt for prompt in _prompts(job) for _ in range(settings["samples"])]
+    template = job.payload["prompt_template"]
+    texts = [render(text, tokenizer=tokenizer, template=template) for _, text, _ in prompts]
+    ids = encode(texts, tokenizer=tokenizer, template=template)
     facts.first_work = time.time()
-    rows: dict[int, dict[str, Any]] = {}
-    kl: list[float] = []
-    for start in range(0, len(queue), settings["batch_size"]):
-        batch = queue[start : start + settings["batch_size"]]
-        ids = encode(
-            [texts[i // settings["samples"]] for i in batch],
-            tokenizer=tokenizer,
-            template=job.payload["prompt_template"],
-        )
-        inputs = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
-        output = model.generate(
-            **inputs,
-            max_new_tokens=settings["max_new_tokens"],
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **sampling,
-        )
-        answers = output[:, inputs["input_ids"].shape[1] :]
-        lengths = _lengths(answers, tokenizer.eos_token_id)
-        if sft is not None:
-            kl += _kl(model, sft, inputs["attention_mask"], output, lengths)
-        for i, answer, length in zip(batch, answers, lengths, strict=True):
-            prompt_id, text, category = _prompts(job)[i // settings["samples"]]
-            rows[i] = {
-                "prompt_id": prompt_id,
-                "category": category,
-                "prompt": text,
-                "sample": i % settings["samples"],
-                "response": tokenizer.decode(answer[:length], skip_special_tokens=True).strip(),
-                "tokens": length,
-                "finished": length > 0 and int(answer[length - 1]) == tokenizer.eos_token_id,
-            }
-    kept = _longest([rows[i] for i in sorted(rows)], draws)
+    answers = ENGINES[settings["engine"]](model, tokenizer, ids, settings)
+    answers = [_ended(answer, tokenizer.eos_token_id) for answer in answers]
+    kl = [] if sft is None else [_kl(model, sft, *pair) for pair in zip(ids, answers, strict=True)]
+    rows = [
+        {
+            "prompt_id": prompt_id,
+            "category": category,
+            "prompt": text,
+            "sample": i % settings["samples"],
+            "response": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            "tokens": len(answer),
+            "finished": answer[-1:] == [tokenizer.eos_token_id],
+        }
+        for i, ((prompt_id, text, category), answer) in enumerate(zip(prompts, answers, strict=True))
+    ]
+    kept = _longest(rows, draws)
     pq.write_table(pa.Table.from_pylist(kept), job.folder / RESPONSES)
     facts.effective = {"generation": settings, "device": str(model.device), "dtype": str(model.dtype)}
     facts.metrics = {
         "responses": len(kept),
-        "tokens": sum(row["tokens"] for row in rows.values()),
+        "tokens": sum(row["tokens"] for row in rows),
         "finished_share": sum(row["finished"] for row in kept) / len(kept),
         "kl_to_sft": sum(kl) / len(kl) if kl else None,
     }
@@ -121,23 +103,14 @@ def _prompts(job: Job) -> list[list[str]]:
     return prompts
 
 
-def _lengths(answers: torch.Tensor, eos: int) -> list[int]:
-    """Tokens of each answer, its end-of-sequence token included."""
-    ends = (answers == eos).int()
-    first = torch.where(ends.any(1), ends.argmax(1) + 1, torch.full((len(answers),), answers.shape[1]))
-    return [int(length) for length in first]
+def _ended(answer: list[int], eos: int) -> list[int]:
+    """An answer as far as its end-of-sequence token, which belongs to it."""
+    return answer[: answer.index(eos) + 1] if eos in answer else answer
 
 
-def _kl(model: Any, sft: Any, prompt_mask: torch.Tensor, output: torch.Tensor, lengths: list[int]) -> list[float]:
-    """For each answer, the sum over its tokens of KL(model || sft) between next-token distributions, in nats."""
-    width = prompt_mask.shape[1]
-    mask = torch.cat([prompt_mask, torch.ones_like(output[:, width:])], dim=1)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    results = []
-    for row, length in enumerate(lengths):  # row by row: two whole vocabularies a token are large
-        one = {"input_ids": output[row : row + 1], "attention_mask": mask[row : row + 1]}
-        one["position_ids"] = positions[row : row + 1]
-        window = slice(width - 1, width - 1 + length)
-        p, q = (m(**one).logits[0, window].float().log_softmax(-1) for m in (model, sft))
-        results.append(float((p.exp() * (p - q)).sum()))
-    return results
+def _kl(model: Any, sft: Any, prompt: list[int], answer: list[int]) -> float:
+    """The sum over an answer's tokens of KL(model || sft) between next-token distributions, in nats."""
+    ids = torch.tensor([prompt + answer], device=model.device)
+    window = slice(len(prompt) - 1, ids.shape[1] - 1)
+    p, q = (m(input_ids=ids).logits[0, window].float().log_softmax(-1) for m in (model, sft))
+    return float((p.exp() * (p - q)).sum())
