@@ -1,14 +1,16 @@
-"""The bank of reference log-probabilities, held against the model itself."""
+"""The bank of reference log-probabilities, held against the model itself, and the order of examples."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sacpo.steps.model import load_policy
 from sacpo.steps.reference import kl_partners, log_probabilities
+from sacpo.steps.train import by_length
 from tests.test_steps import policy
 
 
@@ -35,3 +37,13 @@ def test_partners_have_other_prompts_and_are_shared_out() -> None:
     assert partners == kl_partners(prompts)
     assert kl_partners([[1], [1]]) in ([1, 0], [0, 1])
     assert kl_partners([[1]]) == [0]
+
+
+def test_an_updates_examples_stay_its_own_and_the_longest_go_first() -> None:
+    order = np.random.default_rng(0).permutation(24)
+    lengths = np.random.default_rng(1).integers(5, 50, 24).tolist()
+    found = by_length(order, lengths, batch=8)
+    for start in range(0, 24, 8):
+        batch = found[start : start + 8]
+        assert sorted(batch) == sorted(order[start : start + 8])
+        assert [lengths[i] for i in batch] == sorted((lengths[i] for i in batch), reverse=True)

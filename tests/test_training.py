@@ -101,14 +101,17 @@ def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_w
     record, output, store = train(training__dpo__adam_epsilon=1e-6)
     assert losses(output)[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference before the first update
     assert losses(output)[-1] < losses(output)[0]
-    start = weights(store.output(record["parents"]["policy"]))
-    assert all(not torch.equal(value, start[name]) for name, value in weights(output).items())
+    before = weights(store.output(record["parents"]["policy"]))
+    assert all(not torch.equal(value, before[name]) for name, value in weights(output).items())
     settings = record["payload"]["settings"]
     effective = record["effective"]
     assert {key: effective[key] for key in settings if key in effective} == {
         key: value for key, value in settings.items() if key in effective
     }
     assert (effective["kl_parameter"], effective["engine_batch_size"]) == (2.0, 64)
+    start = record["metrics"]["start_seconds"]
+    assert list(start) == ["process", "imports", "group", "trainer", "engine"]
+    assert sum(start.values()) == pytest.approx(record["first_work"] - record["alive"])
     assert not list(output.glob("*.bin"))
     assert {path.suffix for path in output.iterdir()} <= {".json", ".safetensors", ".jinja"}
 

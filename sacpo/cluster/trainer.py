@@ -21,6 +21,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
@@ -44,7 +45,7 @@ def train(job: Job) -> dict[str, Any]:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     for attempt in range(resources["max_restarts"] + 1):
-        trainer = ray.train.torch.TorchTrainer(
+        trainer = _Trainer(
             _worker,
             train_loop_config={"job": job},
             torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources["gpus_per_worker"] else "gloo"),
@@ -72,6 +73,13 @@ def train(job: Job) -> dict[str, Any]:
             continue
         return outcome
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
+    """Ray's, without the actor that hands Ray Data sets out: there are none, and it takes a process each stage."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
@@ -120,10 +128,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     rank, world = context.get_world_rank(), context.get_world_size()
     # A worker process may be an idle one that Ray had: then it is this step's only since the job was made.
     facts = Facts(alive=max(_process_start(), job.created), workers=world, devices=world)
+    facts.ready("process")
     _log_to(job.logs / f"worker-{rank}.log")
     from sacpo.steps import train as stage
 
     stage.quiet()
+    facts.ready("imports")
     workdir = Path(tempfile.mkdtemp(prefix=f"sacpo-{job.step_id}-{rank}-"))
     checkpoint = ray.train.get_checkpoint()
     resumed = Path(tempfile.mkdtemp(prefix="sacpo-resume-")) if checkpoint else None
@@ -131,6 +141,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if checkpoint is not None:
             checkpoint.to_directory(str(resumed))
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
+        facts.ready("group")
         placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir)
         result = stage.run(job, placement, facts)
         result.ended = time.time()

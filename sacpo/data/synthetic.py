@@ -176,14 +176,14 @@ def sample_preferences(probabilities: Array, rows: int, garbled_share: float, se
 def _garble(answer: int, rng: np.random.Generator) -> str:
     """An answer with a sentence out of place, cut short, or with a sentence too many."""
     sentences = [SLOTS[i][k] for i, k in enumerate(ANSWERS[answer])]
-    position = int(rng.integers(0, len(SLOTS) + 1))
-    if position == len(SLOTS):
+    kind, position = rng.random(), int(rng.integers(0, len(SLOTS)))
+    if kind < 0.2:
         return " ".join([*sentences, SENTENCES[rng.integers(len(SENTENCES))]])
-    if position > 0 and rng.random() < 0.1:
+    if kind < 0.3 and position > 0:
         return " ".join(sentences[:position])
     foreign = [sentence for sentence in SENTENCES if sentence not in SLOTS[position]]
     sentences[position] = foreign[rng.integers(len(foreign))]
-    return " ".join(sentences)
+    return " ".join(sentences[: position + 1] if kind < 0.6 else sentences)  # some end right there
 
 
 def _sigmoid(x: float) -> float:

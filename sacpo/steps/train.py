@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
-from sacpo.frontier.calibration import calibrate
 from sacpo.steps.counters import Counters
 from sacpo.steps.files import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
 from sacpo.steps.job import Facts, Job
@@ -64,7 +62,7 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
     payload = job.payload
     torch.set_num_threads(job.resources["cpus_per_worker"])
     tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
-    rows, used = _examples(job)
+    rows, order, used = _examples(job)
     batch = _Batch.of(payload, job.resources, placement.world_size)
     steps = payload["settings"]["epochs"] * (used // batch.total)
     trainer_class, config_class = TRAINERS[payload["method"]]
@@ -77,16 +75,17 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
         processing_class=tokenizer,
         callbacks=[watch],
     )
-    trainer.counters = Counters()
+    trainer.counters, trainer.order = Counters(), order
+    facts.ready("trainer")
     if trainer.args.world_size != placement.world_size:
         raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {placement.world_size}")
-    facts.effective = _effective(trainer, payload, batch, placement)
+    facts.effective = _effective(trainer, payload, batch, used, placement)
     trainer.train(resume_from_checkpoint=str(placement.resume_from) if placement.resume_from else None)
     facts.effective |= _engine(trainer, payload, placement)
     if trainer.state.global_step != steps:
         raise StepError(f"training ended after {trainer.state.global_step} of {steps} updates")
     facts.metrics |= _metrics(trainer.state.log_history, steps, used, placement)
-    facts.metrics |= trainer.counters.metrics(trainer, batch.total)
+    facts.metrics |= trainer.counters.metrics(trainer, batch.total) | {"start_seconds": facts.start_seconds()}
     if payload["kl_parameter"] is not None:
         facts.metrics["reference_max_difference"] = trainer.reference_difference
     if payload["method"] == "reward":
@@ -119,29 +118,40 @@ class _Batch:
         return cls(total, forward // workers, total // forward)
 
 
-def _examples(job: Job) -> tuple[Dataset, int]:
-    """The examples as the trainer takes them, and how many of one epoch are used.
+def _examples(job: Job) -> tuple[Dataset, list[int], int]:
+    """The examples, the order in which those of all epochs are taken, and how many of one epoch are used.
 
-    A rest that fills no whole batch is left out, so that the batches do not depend on the number of workers. KTO's
-    trainer reads in order, so its epochs are shuffled here, by the step's seed, and laid one after the other.
+    Each epoch is shuffled by the step's seed; a rest that fills no whole batch is left out. An update's examples thus
+    depend neither on the number of workers nor on where a stage was resumed. Within an update they are ordered by
+    length, so that those of a forward pass need little padding, which changes no sum over the update. KTO's KL term is
+    a mean over the forward pass: its examples stay as they fall.
     """
     payload, settings = job.payload, job.payload["settings"]
     rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
     if "reference" in job.parents:
         rows = _with_reference(job, rows)
-    used = len(rows) - len(rows) % settings["batch_size"]
+    batch = settings["batch_size"]
+    used = len(rows) - len(rows) % batch
     if used == 0:
         raise StepError(
-            f"training.{payload['method']}.batch_size is {settings['batch_size']}, but there are {len(rows)} examples; "
+            f"training.{payload['method']}.batch_size is {batch}, but there are {len(rows)} examples; "
             "give more examples or a smaller batch"
         )
-    order = np.random.default_rng([payload["seed"], 3])
-    rows = [rows[i] for i in sorted(order.permutation(len(rows))[:used])]
+    random = np.random.default_rng([payload["seed"], 3])
+    rows = [rows[i] for i in sorted(random.permutation(len(rows))[:used])]
     if payload["method"] == "reward":
         rows = whole_pairs(rows)
-    if payload["method"] == "kto":
-        rows = [rows[i] for _ in range(settings["epochs"]) for i in order.permutation(used)]
-    return Dataset.from_list(rows), used
+    order = np.concatenate([random.permutation(used) for _ in range(settings["epochs"])])
+    if payload["method"] != "kto":
+        order = by_length(order, [sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows], batch)
+    return Dataset.from_list(rows), order.tolist(), used
+
+
+def by_length(order: np.ndarray, lengths: list[int], batch: int) -> np.ndarray:
+    """The same examples in every batch, within it the longest first."""
+    batches = order.reshape(-1, batch)
+    descending = np.argsort(-np.asarray(lengths)[batches], axis=1, kind="stable")
+    return np.asarray(np.take_along_axis(batches, descending, axis=1).reshape(-1))
 
 
 def _with_reference(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -167,7 +177,8 @@ def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: 
     arguments: dict[str, Any] = {
         "output_dir": str(placement.workdir),
         "learning_rate": settings["learning_rate"],
-        "num_train_epochs": settings["epochs"],
+        "num_train_epochs": 1,  # the epochs are laid one after the other, in their order
+        "train_sampling_strategy": "sequential",
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
         "lr_scheduler_type": settings["scheduler"],
@@ -209,7 +220,6 @@ def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: 
             "loss_type": settings["loss"],
             "desirable_weight": desirable,
             "undesirable_weight": undesirable,
-            "num_train_epochs": 1,  # the epochs are laid one after the other
         }
     return arguments
 
@@ -241,7 +251,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.facts.first_work is None:
-            self.facts.first_work = time.time()
+            self.facts.ready("engine")
+            self.facts.first_work = self.facts.readied[-1][1]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
@@ -264,7 +275,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.placement.on_checkpoint(self.placement.workdir / f"checkpoint-{state.global_step}", state.global_step)
 
 
-def _effective(trainer: Any, payload: dict[str, Any], batch: _Batch, placement: Placement) -> dict[str, Any]:
+def _effective(trainer: Any, payload: dict[str, Any], batch: _Batch, used: int, placement: Placement) -> dict[str, Any]:
     """The settings as the built trainer holds them.
 
     Raises:
@@ -280,8 +291,7 @@ def _effective(trainer: Any, payload: dict[str, Any], batch: _Batch, placement: 
         "adam_epsilon": args.adam_epsilon,
         "gradient_checkpointing": args.gradient_checkpointing,
     }
-    if payload["method"] != "kto":
-        effective["epochs"] = int(args.num_train_epochs)
+    effective["epochs"] = len(trainer.order) // used
     wanted = {key: settings[key] for key in effective}
     if payload["kl_parameter"] is not None:
         effective["kl_parameter"] = trainer.beta
@@ -333,6 +343,8 @@ def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: Pl
 
 def _held_out(trainer: Any, job: Job, placement: Placement) -> dict[str, Any]:
     """How often the reward model prefers the chosen of a held-out pair (ties count half), and how sure it should be."""
+    from sacpo.frontier.calibration import calibrate  # brings scipy, which other stages start faster without
+
     rows = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
     if not rows:
         raise StepError("no pair is held out for the judge; raise its held_out_share, or give it more pairs")

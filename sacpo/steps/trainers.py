@@ -25,9 +25,13 @@ from sacpo.steps.counters import Counters
 
 
 class _Counted:
-    """TRL's trainer, counting what it trains on."""
+    """TRL's trainer, taking its examples in the given order and counting what it trains on."""
 
     counters: Counters
+    order: list[int]
+
+    def _get_train_sampler(self, *_: Any) -> list[int]:
+        return self.order
 
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
         self.counters.count(inputs, self.state.global_step)  # type: ignore[attr-defined]
