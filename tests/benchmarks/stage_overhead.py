@@ -1,0 +1,118 @@
+"""One DPO stage under Ray Train and ZeRO-3, against the same TRL script under `accelerate launch` and ZeRO-3.
+
+Two CPU workers over gloo, the same policy, examples, batches and settings, a live reference on both sides, in turns.
+Printed are the time of an update, and what each side spends before its first one, ours by where it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from sacpo.cluster import executor, tuner
+from sacpo.planner import make_plan
+from sacpo.runner import Runner
+from sacpo.store import Store
+from tests.spaces import ROOT, space
+
+BATCH, RATE = 64, 1e-3
+ZERO_3 = {
+    "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+    "bf16": {"enabled": False},
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_batch_size": "auto",
+    "gradient_clipping": "auto",
+    "zero_allow_untested_optimizer": True,
+}
+
+
+def launch(workers: int, out: Path, **values: Any) -> float:
+    """`plain.train` under `accelerate launch` and ZeRO-3; when it was started."""
+    out.mkdir(parents=True)
+    bin_folder = Path(sys.executable).parent
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu", "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    command = [bin_folder / "accelerate", "launch", "--use_deepspeed", "--zero_stage", "3",
+               "--zero3_save_16bit_model", "true", "--zero3_init_flag", "true", "--gradient_accumulation_steps", "1",
+               "--gradient_clipping", "1.0", "--mixed_precision", "no", "--num_machines", "1",
+               "--num_processes", str(workers), "--main_process_port", "0", "-m", "tests.benchmarks.plain"]  # fmt: skip
+    started = time.time()
+    done = subprocess.run(
+        [*map(str, command), "train", json.dumps({"out": str(out), **values})],
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stdout[-2000:] + done.stderr[-20000:])
+    return started
+
+
+def settings(workers: int, epochs: int) -> dict[str, Any]:
+    """The stage's settings as TRL names them."""
+    return {
+        "learning_rate": RATE, "num_train_epochs": epochs, "per_device_train_batch_size": BATCH // workers,
+        "lr_scheduler_type": "constant", "max_length": 16, "bf16": False, "gradient_checkpointing": False,
+        "model_init_kwargs": {"dtype": "float32"}, "deepspeed": ZERO_3,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=12)
+    arguments = parser.parse_args()
+    dpo = {"learning_rate": RATE, "epochs": arguments.epochs, "batch_size": BATCH, "scheduler": "constant",
+           "warmup_share": 0.0}  # fmt: skip
+    ours: dict[str, list[float]] = {"update": [], "start": []}
+    theirs: dict[str, list[float]] = {"update": [], "start": []}
+    parts: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
+        root = Path(temporary)
+        chain = [{"chain": "dpo:helpfulness", "beta": [round(2 + 0.1 * i, 1) for i in range(arguments.repeats)]}]
+        found = space(chains=chain, merges=[], training__dpo=dpo, model__hidden_size=128, model__layers=4,
+                      resources__workers=2, resources__reference="live")  # fmt: skip
+        plan, store = make_plan(found), Store(root / "store")
+        runner = Runner(plan, store, "run", executor.execute)
+        stages = [trial.policy["policy"] for trial in plan.trials if trial.method == "one-step"]
+        for stage in stages:
+            for parent in plan.steps[stage].parents.values():
+                runner.ensure(parent)
+            started = time.time()
+            record = runner.ensure(stage)
+            ours["start"].append(record["first_work"] - started)
+            ours["update"].append(record["metrics"]["training_seconds"] / record["metrics"]["updates"])
+            parts.append({"processes": record["alive"] - started} | record["metrics"]["start_seconds"])
+            out = root / stage
+            parents = {role: str(store.output(step)) for role, step in plan.steps[stage].parents.items()}
+            kl_parameter = plan.steps[stage].payload["kl_parameter"]
+            started = launch(2, out, policy=parents["policy"], data=parents["data"], kl_parameter=kl_parameter,
+                             settings=settings(2, arguments.epochs))  # fmt: skip
+            clock = json.loads((out / "clock.json").read_text())
+            theirs["start"].append(clock["first"] - started)
+            theirs["update"].append((clock["ends"][-1] - clock["first"]) / len(clock["ends"]))
+            print(f"ours {ours['update'][-1]:.3f} s an update after {ours['start'][-1]:.1f} s, "
+                  f"theirs {theirs['update'][-1]:.3f} s after {theirs['start'][-1]:.1f} s", flush=True)  # fmt: skip
+    profile = {name: round(statistics.median(part[name] for part in parts), 1) for name in parts[0]}
+    print("ours before the first update, seconds:", profile)
+    median = {name: (statistics.median(ours[name]), statistics.median(theirs[name])) for name in ours}
+    figures = {
+        "step_time_ratio": round(median["update"][0] / median["update"][1], 3),
+        "start_seconds": round(median["start"][0], 1),
+        "accelerate_start_seconds": round(median["start"][1], 1),
+        **{f"start_{name}_seconds": value for name, value in profile.items()},
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
