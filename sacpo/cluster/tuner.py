@@ -128,15 +128,18 @@ def run_trials(plan: Plan, store: Store, run: str, folder: Path, execute: Execut
     trials = max(1, min(len(plan.trials), concurrency(workers // plan.space.resources.workers), room))
     runner = Runner(plan, store, run, execute)
     dispatcher = Dispatcher.options(  # type: ignore[attr-defined]
-        num_cpus=0, resources={_HEAD: 0.0001}, max_restarts=-1, max_task_retries=-1, max_concurrency=2 * trials + 2
-    ).remote(
-        runner, workers + plan.space.resources.workers, trials
-    )  # the next group's controller is up before its turn
+        num_cpus=0,
+        resources={_HEAD: 0.0001},
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=2 * trials + 2,
+        runtime_env={"env_vars": _own_address()},
+    ).remote(runner, workers + plan.space.resources.workers, trials)  # the next group is about to start before its turn
     trainable = tune.with_resources(
         tune.with_parameters(_trial, runner=runner, dispatcher=dispatcher),
         tune.PlacementGroupFactory([{_HEAD: 0.0001, "memory": _TRIAL_BYTES}]),
     )
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search([trial.trial_id for trial in plan.trials])},
         tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=True),
@@ -147,7 +150,20 @@ def run_trials(plan: Plan, store: Store, run: str, folder: Path, execute: Execut
             failure_config=tune.FailureConfig(max_failures=2),
             callbacks=[_Lost(dispatcher)],
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    finally:
+        ray.kill(dispatcher)  # and with it what it started, should the trials have ended before
+
+
+def _own_address() -> dict[str, str]:
+    """The cluster's address for what is started below.
+
+    Ray Train's cleaner, which takes back what a killed run held, asks Ray's state API about it, and that gives up where
+    it finds several clusters on one machine.
+    """
+    return {} if ray.util.client.ray.is_connected() else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 class _Lost(tune.Callback):  # type: ignore[misc]
