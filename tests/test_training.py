@@ -110,7 +110,7 @@ def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_w
     }
     assert (effective["kl_parameter"], effective["engine_batch_size"]) == (2.0, 64)
     start = record["metrics"]["start_seconds"]
-    assert list(start) == ["process", "imports", "group", "trainer", "engine"]
+    assert set(start) == {"process", "imports", "group", "trainer", "engine"}
     assert sum(start.values()) == pytest.approx(record["first_work"] - record["alive"])
     assert not list(output.glob("*.bin"))
     assert {path.suffix for path in output.iterdir()} <= {".json", ".safetensors", ".jinja"}
