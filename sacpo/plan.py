@@ -109,9 +109,14 @@ class Plan:
     canaries: tuple[str, ...] = ()
 
     def asked_by(self, trial: Trial) -> tuple[str, ...]:
-        """The trial's steps, after what must have gone well before: canaries, and the baseline against itself."""
-        first = (*self.canaries, *(() if trial is self.baseline else self.baseline.judge.values()))
-        return (*first, *trial.steps)
+        """The trial's steps, after those that must have gone well before."""
+        canaries, against_itself = self.gates
+        return (*canaries, *(() if trial is self.baseline else against_itself), *trial.steps)
+
+    @property
+    def gates(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What must have gone well before all that it does not need itself: canaries; the baseline against itself."""
+        return self.canaries, tuple(self.baseline.judge.values())
 
     @property
     def baseline(self) -> Trial:

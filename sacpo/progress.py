@@ -70,12 +70,12 @@ class Progress:
             if step_id in self.seen or step_id in self.failed:
                 continue
             record = self.store.record(step_id)
-            failure = self.store.failure(step_id) if record is None else None
+            failure = self.store.failure(step_id, self.sweep["run"]) if record is None else None
             if record is not None:
                 self.seen[step_id] = record
                 news = True
                 self._line(f"{step.label}: {record['seconds']:.0f} s")
-            elif failure is not None and failure["run"] == self.sweep["run"]:
+            elif failure is not None:
                 self.failed[step_id] = failure["error"]
                 news = True
                 self._line(

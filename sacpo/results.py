@@ -277,8 +277,8 @@ def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str,
     if all(outputs.records[step] is not None for step in trial.steps):
         return "done", ""
     for step in _needed(trial, plan):
-        failure = outputs.store.failure(step) if outputs.records[step] is None else None
-        if failure is not None and failure["run"] == run:
+        failure = outputs.store.failure(step, run) if outputs.records[step] is None else None
+        if failure is not None:
             log = f" (log: {failure['log']})" if failure["log"] else ""
             return "failed", f"{plan.steps[step].label}: {failure['error']}{log}"
     return "pending", ""
@@ -354,8 +354,8 @@ def _exact_frontier(plan: Plan, outputs: _Outputs) -> pd.DataFrame | None:
 
 def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any]:
     step, record = plan.steps[step_id], store.record(step_id)
-    failure = store.failure(step_id) if record is None else None
-    status = "done" if record is not None else "failed" if failure and failure["run"] == run else "pending"
+    failure = store.failure(step_id, run) if record is None else None
+    status = "done" if record is not None else "failed" if failure else "pending"
     values = record or {}
     return {
         "step_id": step_id,
@@ -363,7 +363,7 @@ def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any
         "label": step.label,
         "parents": json.dumps(step.parents),
         "status": status,
-        "error": failure["error"] if failure and status == "failed" else "",
+        "error": failure["error"] if failure else "",
         "attempts": store.attempts(step_id),
         "reused": record is not None and record["run"] != run,
         "seconds": values.get("seconds", float("nan")),

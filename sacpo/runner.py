@@ -58,8 +58,8 @@ class Runner:
             record = self.store.record(step_id)
             if record is not None:
                 return record
-            failure = self.store.failure(step_id)
-            if failure is not None and failure["run"] == self.run:
+            failure = self.store.failure(step_id, self.run)
+            if failure is not None:
                 raise StepError(f"{step.label}: {failure['error']}")
             for parent in step.parents.values():
                 self.ensure(parent)

@@ -34,12 +34,11 @@ class Node:
 
 
 def nodes(plan: Plan) -> dict[str, Node]:
-    """A plan's steps; canaries, and after them the baseline against itself, come before everything they do not need."""
+    """A plan's steps; its gates are parents of everything that they do not need themselves."""
     resources = plan.space.resources.model_dump()
-    gates = plan.canaries, tuple(plan.baseline.judge.values())
     passed: set[str] = set()
     before: dict[str, list[str]] = {step: list(found.parents.values()) for step, found in plan.steps.items()}
-    for gate in gates:
+    for gate in plan.gates:
         passed |= {needed for step in gate for needed in plan.ancestors(step)}
         for step in before.keys() - passed:
             before[step] += gate

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from sacpo.errors import SacpoError
 from sacpo.plan import Plan
-from sacpo.store import HEARTBEAT, LEASE, Store
+from sacpo.store import LEASE, Heart, Store
 
 DEFAULT_RESULTS = Path("results")
 
@@ -40,24 +39,18 @@ class Register:
             "steps": list(plan.steps),
             "trials": len(plan.trials),
         }
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="sweep-heartbeat", daemon=True)
+        self._heart = Heart((self.folder / f"{self.run}.beat").touch)
 
     def __enter__(self) -> Register:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{self.run}.beat").touch()
         (self.folder / f"{self.run}.json").write_text(json.dumps(self.entry, indent=1))
-        self._thread.start()
+        self._heart.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        self._heart.stop()
         (self.folder / f"{self.run}.ended").write_text("stopped" if error else "ended")
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            (self.folder / f"{self.run}.beat").touch()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,14 @@ class Store:
         """Why outputs of this step were thrown away, oldest first."""
         return [path.read_text() for path in sorted(self.folder(step_id).glob("retracted-*.reason"))]
 
-    def failure(self, step_id: str) -> dict[str, Any] | None:
-        """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail."""
+    def failure(self, step_id: str, run: str | None = None) -> dict[str, Any] | None:
+        """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail, or not in `run`."""
         number = self._latest(step_id)
         try:
             failure: dict[str, Any] = json.loads((self._attempt(step_id, number, "failed")).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return failure
+        return failure if run in (None, failure["run"]) else None
 
     def attempts(self, step_id: str) -> int:
         """How many attempts were made at the step."""
@@ -122,8 +123,7 @@ class Store:
         number = self._latest(step.id)
         if number and not self._ended(step.id, number) and not self._dead(step.id, number):
             return None
-        failure = self.failure(step.id)
-        if failure is not None and failure["run"] == run:
+        if self.failure(step.id, run) is not None:
             return None
         folder = self.folder(step.id)
         try:
@@ -188,6 +188,28 @@ class CorruptOutput(StoreError):
         return f"{self.args[0]}: {self.args[1]}"
 
 
+class Heart:
+    """Calls `beat` every `HEARTBEAT` seconds, in a thread, until it is stopped."""
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        self._beat = beat
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):  # a store out of reach for a while; the lease decides
+                self._beat()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
 class Claim:
     """One attempt at a step, alive as long as its heartbeat is.
 
@@ -198,8 +220,7 @@ class Claim:
         self.store, self.step, self.number, self.run = store, step, number, run
         self.folder = store.folder(step.id) / f"output-{number:04d}"
         self._beats = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat-{step.id}", daemon=True)
+        self._heart = Heart(lambda: _write(store._attempt(step.id, number, "claim"), self.heartbeat()))
 
     def heartbeat(self) -> bytes:
         """The claim file's next content."""
@@ -210,12 +231,7 @@ class Claim:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._thread.start()
-
-    def _beat(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # a store out of reach for a while; the lease decides
-                _write(self.store._attempt(self.step.id, self.number, "claim"), self.heartbeat())
+        self._heart.start()
 
     def commit(self, facts: dict[str, Any]) -> Record:
         """Digest the outputs and write the record. If somebody else's is there already, theirs is returned."""
@@ -239,7 +255,7 @@ class Claim:
         path = self.store.folder(self.step.id) / "record.json"
         mine = _create(path, json.dumps(record, indent=1, sort_keys=True).encode())
         _create(self.store._attempt(self.step.id, self.number, "done"), b"{}")  # should the record be retracted
-        self._end()
+        self._heart.stop()
         if not mine:
             shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.store.scratch(self.step.id), ignore_errors=True)
@@ -252,18 +268,13 @@ class Claim:
         content = {"run": self.run, "error": error, "log": log, "time": time.time()}
         _create(self.store._attempt(self.step.id, self.number, "failed"), json.dumps(content).encode())
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._end()
+        self._heart.stop()
 
     def release(self) -> None:
         """Give the claim up without a verdict: the run was stopped."""
         _create(self.store._attempt(self.step.id, self.number, "released"), b"{}")
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._end()
-
-    def _end(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._heart.stop()
 
 
 # -------------------------------------------------------------------------------------------------------------- files

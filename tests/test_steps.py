@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from sacpo.data.synthetic import SENTENCES
 from sacpo.errors import StepError
 from sacpo.judges import scalar
 from sacpo.steps import merge, model, respond
+from sacpo.steps.engines import continuous
 from sacpo.steps.files import RESPONSES
 from sacpo.steps.job import Job
 from sacpo.steps.respond import _ended
@@ -128,6 +130,18 @@ def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Pat
     assert (
         model.load_policy({"policy": source})[1].decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
     )
+
+
+@pytest.mark.parametrize(("error", "answered"), [("out of blocks", 2), (None, 1)])
+def test_a_prompt_that_continuous_batching_left_without_an_answer_fails_the_step(
+    tmp_path: Path, error: str | None, answered: int
+) -> None:
+    found, tokenizer = model.load_policy({"policy": policy(tmp_path)})
+    outputs = {str(i): SimpleNamespace(generated_tokens=[4], error=error) for i in range(answered)}
+    found.generate_batch = lambda **_: outputs
+    settings = {"max_new_tokens": 6, "temperature": 0.0, "batch_size": 4, "seed": 0}
+    with pytest.raises(StepError, match=f"of 2 prompts without an answer .({error or 'it ended early'})"):
+        continuous(found, tokenizer, [[4], [5]], settings)
 
 
 def test_a_cost_models_sign_is_the_declared_one_and_what_it_cannot_read_is_no_verdict(tmp_path: Path) -> None:

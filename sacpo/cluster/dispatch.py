@@ -48,14 +48,13 @@ class Dispatcher:
         wanted = [step for steps in self._targets.values() for step in steps]
         self._schedule = Schedule(nodes(plan), wanted, done, workers, light)
         for step in plan.steps.keys() - done:
-            failure = store.failure(step)
-            if failure is not None and failure["run"] == runner.run:
+            if store.failure(step, runner.run) is not None:
                 self._schedule.finish(step, well=False)
         self._held: dict[str, str] = {}  # by trial
         self._started: set[str] = set()
         self._troubles: Counter[str] = Counter()
         self._news = asyncio.Condition()
-        self._pool = ThreadPoolExecutor(max(workers, 1), thread_name_prefix="step")
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="step")
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def take(self, trial: str, ended: str | None) -> str | None:
@@ -72,7 +71,7 @@ class Dispatcher:
             step = self._held.pop(trial, None)
             if step is not None:
                 self._end(step, ended or "lost")
-            self._start()
+            self._go_on()
             mine = self._targets[trial]
             while not self._schedule.over(mine if len(self._started) < len(self._targets) else None):
                 step = self._schedule.take(holds=False)
@@ -87,11 +86,13 @@ class Dispatcher:
         async with self._news:
             if trial in self._held:
                 self._end(self._held.pop(trial), "lost")
+                self._go_on()
 
-    def _start(self) -> None:
-        """Start all steps that hold workers' places and may start now."""
+    def _go_on(self) -> None:
+        """Start all steps that hold workers' places and may start now; those who wait for a light one look again."""
         while (step := self._schedule.take(holds=True)) is not None:
             self._keep(self._carry_out(step))
+        self._news.notify_all()
 
     async def _carry_out(self, step: str) -> None:
         try:
@@ -102,7 +103,7 @@ class Dispatcher:
             outcome = "trouble" if self._troubles[step] < _PATIENCE else "failed"
         async with self._news:
             self._end(step, outcome)
-            self._start()
+            self._go_on()
 
     def _end(self, step: str, outcome: str) -> None:
         if outcome in ("done", "failed"):
@@ -110,14 +111,12 @@ class Dispatcher:
         else:
             self._schedule.rest(step)
             self._keep(self._offer(step, _REST_S[outcome]))
-        self._news.notify_all()
 
     async def _offer(self, step: str, after: float) -> None:
         await asyncio.sleep(after)
         async with self._news:
             self._schedule.offer(step)
-            self._start()
-            self._news.notify_all()
+            self._go_on()
 
     def _keep(self, work: Coroutine[None, None, None]) -> None:
         """Run beside; the loop itself keeps no reference to its tasks."""

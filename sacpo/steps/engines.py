@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
+from sacpo.errors import StepError
+
 
 class Engine(Protocol):
     """Answers in the order of the prompts; `settings` are the space's `evaluation.generation`."""
@@ -31,13 +33,24 @@ def batched(model: Any, tokenizer: Any, prompts: list[list[int]], settings: dict
 
 
 def continuous(model: Any, tokenizer: Any, prompts: list[list[int]], settings: dict[str, Any]) -> list[list[int]]:
-    """Transformers' continuous batching: an answer that ends makes room for the next prompt at once."""
+    """Transformers' continuous batching: an answer that ends makes room for the next prompt at once.
+
+    Raises:
+        StepError: a prompt got no answer, or one that broke off; transformers only logs it.
+    """
     config = ContinuousBatchingConfig(
         max_requests_per_batch=settings["batch_size"], seed=settings["seed"], drop_unsupported_processors=False
     )
     found = model.generate_batch(
         inputs=prompts, generation_config=_config(tokenizer, settings), continuous_batching_config=config
     )
+    failed = [output.error for output in found.values() if output.error is not None]
+    if failed or len(found) < len(prompts):
+        raise StepError(
+            f"continuous batching left {len(failed) + len(prompts) - len(found)} of {len(prompts)} prompts without an "
+            f"answer ({failed[0] if failed else 'it ended early'}); try a smaller evaluation.generation.batch_size, or "
+            "engine: batched"
+        )
     return [list(output.generated_tokens) for output in found.values()]
 
 

@@ -178,7 +178,6 @@ def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: 
         "output_dir": str(placement.workdir),
         "learning_rate": settings["learning_rate"],
         "num_train_epochs": 1,  # the epochs are laid one after the other, in their order
-        "train_sampling_strategy": "sequential",
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
         "lr_scheduler_type": settings["scheduler"],
