@@ -39,7 +39,7 @@ class Progress:
     ) -> None:
         self.plan, self.store, self.sweep, self.on_trial, self.console = plan, store, sweep, on_trial, console
         self.started = time.monotonic()
-        self.seen = {step: record for step in plan.steps if (record := store.record(step)) is not None}
+        self.seen = store.records(plan.steps)
         self.reused = len(self.seen)
         self.failed: dict[str, str] = {}
         self.results = collect(plan, store, sweep)
@@ -67,7 +67,7 @@ class Progress:
     def _look(self) -> None:
         news = False
         for step_id, step in self.plan.steps.items():
-            if step_id in self.seen or step_id in self.failed:
+            if step_id in self.seen or step_id in self.failed or not self.seen.keys() >= set(step.parents.values()):
                 continue
             record = self.store.record(step_id)
             failure = self.store.failure(step_id, self.sweep["run"]) if record is None else None

@@ -26,7 +26,7 @@ from sacpo.plan import Plan, Trial
 from sacpo.planner import make_plan
 from sacpo.space import parse_chain
 from sacpo.steps.files import RESPONSES, VERDICTS, read_probabilities
-from sacpo.store import CorruptOutput, Store
+from sacpo.store import CorruptOutput, Record, Store
 from sacpo.winrates import baseline_columns, criterion_columns, estimate_columns, scored
 
 _LAMBDAS = np.concatenate([[0.0], np.geomspace(0.02, 8.0, 60)])
@@ -94,8 +94,8 @@ def refresh(folder: str | Path) -> Results:
     folder = Path(folder)
     sweep = read_sweep(folder)
     store = Store(sweep["store"])
-    if not store.root.is_dir():
-        raise StoreError(f"the store {store.root} of this sweep is gone")
+    if not store.exists():
+        raise StoreError(f"the store {store.uri} of this sweep is gone")
     results = complete(stored_plan(sweep), store, sweep)
     write(results, folder)
     return results
@@ -148,7 +148,7 @@ def collect(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
     policies = (trials["status"] == "done") & (trials["method"] != "sentinel")
     points = trials[list(CRITERIA)].where(policies).to_numpy(dtype=float)
     trials["on_front"] = on_front(points)
-    steps = pd.DataFrame([_step_row(step_id, plan, store, sweep["run"]) for step_id in plan.steps])
+    steps = pd.DataFrame([_step_row(step_id, plan, outputs, sweep["run"]) for step_id in plan.steps])
     return Results(sweep, trials, steps, responses, verdicts, _exact_frontier(plan, outputs))
 
 
@@ -163,8 +163,8 @@ class _Outputs:
     """Records and verified outputs of one look at the store, each read once."""
 
     def __init__(self, plan: Plan, store: Store) -> None:
-        self.store = store
-        self.records = {step_id: store.record(step_id) for step_id in plan.steps}
+        self.plan, self.store = plan, store
+        self.records: dict[str, Record | None] = dict.fromkeys(plan.steps) | store.records(plan.steps)
         baseline = plan.baseline.probabilities
         self.sft = self.probabilities(baseline) if baseline is not None else None
 
@@ -176,6 +176,21 @@ class _Outputs:
         except CorruptOutput:
             self.records[step_id] = None
             return pd.DataFrame()
+
+    def failure(self, step_id: str, run: str) -> dict[str, Any] | None:
+        """Its failure in this run; nobody can have tried a step whose parents are not done."""
+        return self.store.failure(step_id, run) if self._tried(step_id) else None
+
+    def attempts(self, step_id: str) -> int:
+        return self.store.attempts(step_id) if self._tried(step_id) else 0
+
+    def retractions(self, step_id: str) -> list[str]:
+        record = self.records[step_id]
+        never = self.attempts(step_id) == 0 if record is None else record["attempts"] == 1
+        return [] if never else self.store.retractions(step_id)
+
+    def _tried(self, step_id: str) -> bool:
+        return all(self.records[parent] is not None for parent in self.plan.steps[step_id].parents.values())
 
     def probabilities(self, step_id: str) -> synthetic.Array | None:
         if self.records[step_id] is None:
@@ -277,7 +292,7 @@ def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str,
     if all(outputs.records[step] is not None for step in trial.steps):
         return "done", ""
     for step in _needed(trial, plan):
-        failure = outputs.store.failure(step, run) if outputs.records[step] is None else None
+        failure = outputs.failure(step, run) if outputs.records[step] is None else None
         if failure is not None:
             log = f" (log: {failure['log']})" if failure["log"] else ""
             return "failed", f"{plan.steps[step].label}: {failure['error']}{log}"
@@ -352,9 +367,9 @@ def _exact_frontier(plan: Plan, outputs: _Outputs) -> pd.DataFrame | None:
     return pd.DataFrame(rows).drop(columns="support_mass") if rows else None
 
 
-def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any]:
-    step, record = plan.steps[step_id], store.record(step_id)
-    failure = store.failure(step_id, run) if record is None else None
+def _step_row(step_id: str, plan: Plan, outputs: _Outputs, run: str) -> dict[str, Any]:
+    step, record = plan.steps[step_id], outputs.records[step_id]
+    failure = outputs.failure(step_id, run) if record is None else None
     status = "done" if record is not None else "failed" if failure else "pending"
     values = record or {}
     return {
@@ -364,7 +379,7 @@ def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any
         "parents": json.dumps(step.parents),
         "status": status,
         "error": failure["error"] if failure else "",
-        "attempts": store.attempts(step_id),
+        "attempts": values["attempts"] if values else outputs.attempts(step_id),
         "reused": record is not None and record["run"] != run,
         "seconds": values.get("seconds", float("nan")),
         "device_seconds": values.get("device_seconds", float("nan")),
@@ -372,7 +387,7 @@ def _step_row(step_id: str, plan: Plan, store: Store, run: str) -> dict[str, Any
         "requested": json.dumps(step.payload),
         "effective": json.dumps(values.get("effective", {})),
         "metrics": json.dumps(values.get("metrics", {})),
-        "retracted": json.dumps(store.retractions(step_id)),
+        "retracted": json.dumps(outputs.retractions(step_id)),
         "alive": values.get("alive", float("nan")),
         "first_work": values.get("first_work", float("nan")),
         "ended": values.get("ended", float("nan")),

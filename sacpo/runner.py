@@ -6,12 +6,11 @@ claimed; whoever finds it claimed by a live holder waits, holding nothing.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sacpo.errors import SacpoError, StepError
+from sacpo.errors import SacpoError, StepError, StoreError
 from sacpo.plan import Plan, Step
 from sacpo.steps.job import Job
 from sacpo.store import Claim, CorruptOutput, Record, Store
@@ -70,8 +69,11 @@ class Runner:
                 return claim.commit(self._carry_out(step, claim))
             except CorruptOutput:
                 claim.release()  # a parent's output is damaged: it is computed again, then this step
+            except StoreError:
+                claim.release()  # nothing is wrong with the step
+                raise
             except Exception as error:
-                log = self._latest_log(step_id)
+                log = self.store.latest_log(step_id)
                 reason = str(error) if isinstance(error, SacpoError) else f"{type(error).__name__}: {error}"
                 claim.fail(reason, log)
             except BaseException:
@@ -83,16 +85,14 @@ class Runner:
             step_id=step.id,
             payload=step.payload,
             folder=claim.folder,
-            parents={role: self.store.output(parent) for role, parent in step.parents.items()},
+            parents={role: self.store.place(parent) for role, parent in step.parents.items()},
+            needs=tuple(step.parents.values()),
             local=step.local,
             resources=self.plan.space.resources.model_dump(),
             logs=self.store.log_folder(step.id) / f"{claim.number:04d}",
             scratch=self.store.scratch(step.id),
             run=self.run,
             ledger=self.store.ledger,
+            store=self.store,
         )
         return self.execute(step.kind, job)
-
-    def _latest_log(self, step_id: str) -> str | None:
-        logs = sorted(self.store.log_folder(step_id).rglob("*.log"), key=os.path.getmtime)
-        return str(logs[-1]) if logs else None

@@ -30,7 +30,7 @@ class Register:
     """
 
     def __init__(self, plan: Plan, store: Store, sweep: dict[str, Any]) -> None:
-        self.folder, self.run = store.root / "sweeps", sweep["run"]
+        self.files, self.key = store.files, f"sweeps/{sweep['run']}"
         names = ("run", "results", "command", "started", "git_commit")
         self.entry = {name: sweep[name] for name in names} | {
             "name": plan.space.name,
@@ -39,18 +39,20 @@ class Register:
             "steps": list(plan.steps),
             "trials": len(plan.trials),
         }
-        self._heart = Heart((self.folder / f"{self.run}.beat").touch)
+        self._heart = Heart(self._beat)
 
     def __enter__(self) -> Register:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{self.run}.beat").touch()
-        (self.folder / f"{self.run}.json").write_text(json.dumps(self.entry, indent=1))
+        self._beat()
+        self.files.write(f"{self.key}.json", json.dumps(self.entry, indent=1).encode())
         self._heart.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._heart.stop()
-        (self.folder / f"{self.run}.ended").write_text("stopped" if error else "ended")
+        self.files.write(f"{self.key}.ended", b"stopped" if error else b"ended")
+
+    def _beat(self) -> None:
+        self.files.write(f"{self.key}.beat", b"")
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ class Sweep:
 def sweeps(store: Store) -> list[Sweep]:
     """All sweeps that a store has seen, the latest first."""
     found = []
-    for path in (store.root / "sweeps").glob("*.json"):
-        entry = json.loads(path.read_text())
-        done = sum(store.record(step) is not None for step in entry["steps"])
-        state = _state(path)
+    names = store.files.names("sweeps")
+    for run in [name.removesuffix(".json") for name in names if name.endswith(".json")]:
+        entry = json.loads(store.files.read(f"sweeps/{run}.json") or b"")
+        done = len(store.records(entry["steps"]))
+        state = _state(store, run)
         if state == "ended":
             state = "done" if done == len(entry["steps"]) else "failed"
         found.append(
@@ -93,11 +96,12 @@ def sweeps(store: Store) -> list[Sweep]:
     return sorted(found, key=lambda sweep: -sweep.started)
 
 
-def _state(path: Path) -> str:
-    ended, beat = path.with_suffix(".ended"), path.with_suffix(".beat")
-    if ended.exists():
-        return ended.read_text()
-    return "running" if time.time() - beat.stat().st_mtime < LEASE else "silent"
+def _state(store: Store, run: str) -> str:
+    ended = store.files.read(f"sweeps/{run}.ended")
+    if ended is not None:
+        return ended.decode()
+    age = store.files.age(f"sweeps/{run}.beat")
+    return "running" if age is not None and age < LEASE else "silent"
 
 
 def stores(results: Path | None, store: str | None) -> list[Store]:

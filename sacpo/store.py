@@ -1,6 +1,6 @@
 """The content-addressed home of steps' outputs and records, shared by every sweep that names it.
 
-Layout, under `<root>/steps/<step id>/`:
+Layout, under `<uri>/steps/<step id>/`, the same in a folder and in a bucket:
 
     payload.json             what was hashed into the id
     attempts/0001.claim      who works on the first attempt, and its heartbeat
@@ -20,18 +20,20 @@ import contextlib
 import functools
 import json
 import os
-import shutil
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sacpo.cache import Cache, folder_digests
 from sacpo.errors import StoreError
 from sacpo.identity import file_digest
 from sacpo.plan import Step
+from sacpo.storage import Bucket, Folder
 
 LEASE = 30.0
 HEARTBEAT = 5.0
@@ -40,76 +42,140 @@ Record = dict[str, Any]
 
 
 class Store:
-    """A store on a local or shared path.
+    """A store on a local or shared path, or in a bucket.
+
+    Outputs are written to and read from folders of this machine: the store's own, or those of its cache.
 
     Args:
-        root: The folder. Created when first written to.
+        uri: A path, or `s3://BUCKET/PREFIX` (`sacpo.storage.Bucket`). Created when first written to.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        text = str(root)
+    def __init__(self, uri: str | Path) -> None:
+        text = str(uri)
         scheme, separator, _ = text.partition("://")
-        if separator and scheme != "file":
+        self.files: Folder | Bucket
+        self.cache: Cache | None = None
+        if separator and scheme == "s3":
+            self.files = Bucket(text)
+            self.cache = Cache(self.files)
+        elif separator and scheme != "file":
             raise StoreError(
-                f"--store {text}: {scheme}:// stores are not supported; give a local path or a path on a shared mount"
+                f"--store {text}: {scheme}:// stores are not supported; give a path, local or on a shared mount, or "
+                "s3://BUCKET/PREFIX"
             )
-        self.root = Path(text.removeprefix("file://")).absolute()
+        else:
+            self.files = Folder(Path(text.removeprefix("file://")).absolute())
+        self.uri = self.files.uri
+
+    def check(self) -> None:
+        """Raises StoreError where this process cannot write, at once."""
+        files = Bucket(self.uri, patience=0) if isinstance(self.files, Bucket) else self.files
+        key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+        if not files.create(key, content) or files.create(key, b"") or files.read(key) != content:
+            raise StoreError(
+                f"the store {self.uri} does not keep what is written to it, or knows no conditional writes"
+            )
+        files.remove(key)
+
+    def exists(self) -> bool:
+        """Whether any sweep has used it."""
+        return bool(self.files.names("steps"))
 
     def folder(self, step_id: str) -> Path:
-        return self.root / "steps" / step_id
+        """This machine's folder of a step."""
+        return self._here(f"steps/{step_id}")
 
     def record(self, step_id: str) -> Record | None:
         """The step's record, or none while it is not done."""
-        try:
-            record: Record = json.loads((self.folder(step_id) / "record.json").read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return record
+        content = self.files.read(f"steps/{step_id}/record.json")
+        return None if content is None else json.loads(content)
+
+    def records(self, steps: Iterable[str]) -> dict[str, Record]:
+        """The records of those that are done; a bucket is asked for many at once."""
+        wanted = list(steps)
+        if self.cache is None:
+            found = [self.record(step) for step in wanted]
+        else:
+            with ThreadPoolExecutor(16) as pool:
+                found = list(pool.map(self.record, wanted))
+        return {step: record for step, record in zip(wanted, found, strict=True) if record is not None}
+
+    def place(self, step_id: str) -> Path:
+        """Where a done step's files are, or will be where somebody asks for its `output`."""
+        record = self.record(step_id)
+        if record is None or self.cache is None:
+            return self.output(step_id)
+        return self.folder(step_id) / str(record["output"])
 
     def output(self, step_id: str) -> Path:
-        """The folder of a done step's files, each verified against its digest in the record.
+        """The folder of a done step's files, on this machine, each verified against its digest in the record.
 
         Raises:
             CorruptOutput: the step is not done, or a file is missing or differs; its record has been retracted, so that
                 the next asker computes the step again.
         """
         record = self.record(step_id)
-        if record is None:
-            raise CorruptOutput(step_id, "it has no record")
-        folder = self.folder(step_id) / str(record["output"])
-        for name, digest in record["files"].items():
-            path = folder / name
-            problem = None if path.is_file() else "is missing"
-            if problem is None and _digest(path, *_stamp(path)) != digest:
-                problem = "does not match its digest"
-            if problem is not None:
-                self.retract(step_id, f"{name} {problem}")
-                raise CorruptOutput(step_id, f"{name} {problem}")
-        return folder
+        while record is not None:
+            key = f"steps/{step_id}/{record['output']}"
+            problem = self._problem(key, record["files"])
+            if problem is None:
+                return self._here(key)
+            before, record = record, self.record(step_id)
+            if record == before:
+                self.retract(step_id, problem)
+                raise CorruptOutput(step_id, problem)
+        raise CorruptOutput(step_id, "it has no record")
+
+    def _problem(self, key: str, digests: dict[str, str]) -> str | None:
+        if self.cache is not None:
+            return self.cache.fetch(key, digests)
+        for name, digest in digests.items():
+            path = self._here(key) / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if _digest(path, *_stamp(path)) != digest:
+                return f"{name} does not match its digest"
+        return None
+
+    def _here(self, key: str) -> Path:
+        """Where this machine has what a key names."""
+        return (Path(self.uri) if self.cache is None else self.cache.root) / key
+
+    def keep(self, step_id: str, output: str, pattern: str = "*") -> dict[str, str]:
+        """Have an output's files, written on this machine, in the store; digests by name."""
+        key = f"steps/{step_id}/{output}"
+        return folder_digests(self._here(key), pattern) if self.cache is None else self.cache.keep(key, pattern)
+
+    def discard(self, key: str) -> None:
+        """Remove a folder from the store and from this machine."""
+        self.files.remove(key)
+        if self.cache is not None:
+            self.cache.drop(key)
 
     def retract(self, step_id: str, why: str) -> None:
         """Take a step's record back, so that the next asker computes the step again; the reason is kept."""
-        folder = self.folder(step_id)
-        with contextlib.suppress(FileNotFoundError):  # another reader has just retracted it
-            os.rename(folder / "record.json", folder / f"retracted-{uuid.uuid4().hex[:8]}.json")
-            _write(folder / f"retracted-{time.time_ns()}.reason", why.encode())
+        folder = f"steps/{step_id}"
+        # Another reader may just have retracted it.
+        if self.files.move(f"{folder}/record.json", f"{folder}/retracted-{uuid.uuid4().hex[:8]}.json"):
+            self.files.write(f"{folder}/retracted-{time.time_ns()}.reason", why.encode())
 
     def retractions(self, step_id: str) -> list[str]:
         """Why outputs of this step were thrown away, oldest first."""
-        return [path.read_text() for path in sorted(self.folder(step_id).glob("retracted-*.reason"))]
+        reasons = [name for name in self.files.names(f"steps/{step_id}") if name.endswith(".reason")]
+        return [(self.files.read(f"steps/{step_id}/{name}") or b"").decode() for name in reasons]
 
     def failure(self, step_id: str, run: str | None = None) -> dict[str, Any] | None:
         """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail, or not in `run`."""
-        number = self._latest(step_id)
-        try:
-            failure: dict[str, Any] = json.loads((self._attempt(step_id, number, "failed")).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        content = self.files.read(_attempt(step_id, self.attempts(step_id), "failed"))
+        if content is None:
             return None
+        failure: dict[str, Any] = json.loads(content)
         return failure if run in (None, failure["run"]) else None
 
     def attempts(self, step_id: str) -> int:
         """How many attempts were made at the step."""
-        return self._latest(step_id)
+        names = self.files.names(f"steps/{step_id}/attempts")
+        return max((int(name.partition(".")[0]) for name in names if name.endswith(".claim")), default=0)
 
     def claim(self, step: Step, run: str) -> Claim | None:
         """The right to carry the step out, or none: it is done, a live holder is at it, or it failed in this very run.
@@ -120,61 +186,69 @@ class Store:
         """
         if self.record(step.id) is not None:
             return None
-        number = self._latest(step.id)
+        number = self.attempts(step.id)
         if number and not self._ended(step.id, number) and not self._dead(step.id, number):
             return None
         if self.failure(step.id, run) is not None:
             return None
-        folder = self.folder(step.id)
-        try:
-            (folder / "attempts").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the store {self.root} cannot be written: {error.strerror}") from None
         claim = Claim(self, step, number + 1, run)
-        if not _create(self._attempt(step.id, number + 1, "claim"), claim.heartbeat()):
+        if not self.files.create(_attempt(step.id, number + 1, "claim"), claim.heartbeat()):
             return None
         if self.record(step.id) is not None:  # finished between the first look and the claim
             claim.release()
             return None
-        _write(folder / "payload.json", json.dumps(step.payload, indent=1, sort_keys=True).encode())
+        self.files.write(f"steps/{step.id}/payload.json", json.dumps(step.payload, indent=1, sort_keys=True).encode())
         claim.start()
         return claim
 
-    def scratch(self, step_id: str) -> Path:
-        """Where a running step keeps what only a restart needs; removed when the step is done."""
-        return self.root / "scratch" / step_id
+    def scratch(self, step_id: str) -> str:
+        """Path in `filesystem` where a running step keeps what only a restart needs; removed when the step is done."""
+        key = f"scratch/{step_id}"
+        return str(self.files.root / key) if isinstance(self.files, Folder) else self.files.path(key)
+
+    def filesystem(self) -> Any:
+        """The store's pyarrow file system; none: this machine's."""
+        return self.files.filesystem() if isinstance(self.files, Bucket) else None
 
     @property
     def ledger(self) -> Path:
         """Where judges keep what single calls answered."""
-        return self.root / "ledger"
+        return self._here("ledger")
 
     def log_folder(self, step_id: str) -> Path:
         """Where the step's workers write their logs."""
         return self.folder(step_id) / "logs"
 
-    # ------------------------------------------------------------------------------------------------------- claims
-
-    def _attempt(self, step_id: str, number: int, suffix: str) -> Path:
-        return self.folder(step_id) / "attempts" / f"{number:04d}.{suffix}"
-
-    def _latest(self, step_id: str) -> int:
-        claims = (self.folder(step_id) / "attempts").glob("*.claim")
-        return max((int(path.stem) for path in claims), default=0)
+    def latest_log(self, step_id: str) -> str | None:
+        """Where the log is that was written last."""
+        if isinstance(self.files, Folder):
+            logs = sorted(self.log_folder(step_id).rglob("*.log"), key=os.path.getmtime)
+            return str(logs[-1]) if logs else None
+        key = f"steps/{step_id}/logs"
+        for _ in range(2):  # the latest attempt, then its first log
+            names = self.files.names(key)
+            if not names:
+                return None
+            key = f"{key}/{names[-1] if key.endswith('logs') else names[0]}"
+        return f"s3://{self.files.path(key)}"
 
     def _ended(self, step_id: str, number: int) -> bool:
-        return any(self._attempt(step_id, number, suffix).exists() for suffix in ("done", "failed", "released"))
+        names = self.files.names(f"steps/{step_id}/attempts")
+        return any(f"{number:04d}.{suffix}" in names for suffix in ("done", "failed", "released"))
 
     def _dead(self, step_id: str, number: int) -> bool:
-        path = self._attempt(step_id, number, "claim")
-        try:
-            content = path.read_bytes()
-            holder = json.loads(content)
-        except (FileNotFoundError, json.JSONDecodeError):
+        key = _attempt(step_id, number, "claim")
+        content = self.files.read(key)
+        if content is None:
             return False  # being written this instant
+        holder = json.loads(content)
         if holder["host"] == _host():
             return not _alive(holder["pid"], holder["started"])
-        return _seen_unchanged(path, content) > LEASE
+        return _seen_unchanged(f"{self.uri}/{key}", content) > LEASE
+
+
+def _attempt(step_id: str, number: int, suffix: str) -> str:
+    return f"steps/{step_id}/attempts/{number:04d}.{suffix}"
 
 
 class CorruptOutput(StoreError):
@@ -189,10 +263,10 @@ class CorruptOutput(StoreError):
 
 
 class Heart:
-    """Calls `beat` every `HEARTBEAT` seconds, in a thread, until it is stopped."""
+    """Calls `beat` every so many seconds, in a thread, until it is stopped."""
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat = beat
+    def __init__(self, beat: Callable[[], None], every: float = HEARTBEAT) -> None:
+        self._beat, self._every = beat, every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -200,8 +274,8 @@ class Heart:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError):  # a store out of reach for a while; the lease decides
+        while not self._stop.wait(self._every):
+            with contextlib.suppress(OSError, StoreError):  # a store out of reach for a while; the lease decides
                 self._beat()
 
     def stop(self) -> None:
@@ -218,88 +292,63 @@ class Claim:
 
     def __init__(self, store: Store, step: Step, number: int, run: str) -> None:
         self.store, self.step, self.number, self.run = store, step, number, run
-        self.folder = store.folder(step.id) / f"output-{number:04d}"
-        self._beats = 0
-        self._heart = Heart(lambda: _write(store._attempt(step.id, number, "claim"), self.heartbeat()))
+        self.output = f"output-{number:04d}"
+        self.folder = store.folder(step.id) / self.output
+        self._beats, self._token = 0, uuid.uuid4().hex
+        self._heart = Heart(lambda: store.files.write(_attempt(step.id, number, "claim"), self.heartbeat()))
 
     def heartbeat(self) -> bytes:
         """The claim file's next content."""
         self._beats += 1
         pid = os.getpid()
         holder = {"host": _host(), "pid": pid, "started": _start_time(pid), "run": self.run, "beat": self._beats}
-        return json.dumps(holder).encode()
+        return json.dumps(holder | {"token": self._token}).encode()
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._heart.start()
 
     def commit(self, facts: dict[str, Any]) -> Record:
-        """Digest the outputs and write the record. If somebody else's is there already, theirs is returned."""
-        files = {
-            str(path.relative_to(self.folder)): file_digest(path)
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
-        }
+        """Write the record. If somebody else's is there already, theirs is returned.
+
+        Args:
+            facts: What the step says of itself; `files` (digests) where its output is in the store already.
+        """
         record = {
+            "files": facts["files"] if "files" in facts else self.store.keep(self.step.id, self.output),
             **facts,
             "step_id": self.step.id,
             "kind": self.step.kind,
             "label": self.step.label,
             "parents": self.step.parents,
             "payload": self.step.payload,
-            "output": self.folder.name,
-            "files": files,
+            "output": self.output,
             "attempts": self.number,
             "run": self.run,
         }
-        path = self.store.folder(self.step.id) / "record.json"
-        mine = _create(path, json.dumps(record, indent=1, sort_keys=True).encode())
-        _create(self.store._attempt(self.step.id, self.number, "done"), b"{}")  # should the record be retracted
-        self._heart.stop()
+        content = json.dumps(record, indent=1, sort_keys=True).encode()
+        mine = self.store.files.create(f"steps/{self.step.id}/record.json", content)
+        self._end("done", {})  # should the record be retracted
         if not mine:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.rmtree(self.store.scratch(self.step.id), ignore_errors=True)
+            self.store.discard(f"steps/{self.step.id}/{self.output}")
+        self.store.files.remove(f"scratch/{self.step.id}")
         stored = self.store.record(self.step.id)
         assert stored is not None, "written just now"
         return stored
 
     def fail(self, error: str, log: str | None) -> None:
         """Leave the reason of this attempt's failure."""
-        content = {"run": self.run, "error": error, "log": log, "time": time.time()}
-        _create(self.store._attempt(self.step.id, self.number, "failed"), json.dumps(content).encode())
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._heart.stop()
+        self._end("failed", {"run": self.run, "error": error, "log": log, "time": time.time()})
+        self.store.discard(f"steps/{self.step.id}/{self.output}")
 
     def release(self) -> None:
         """Give the claim up without a verdict: the run was stopped."""
-        _create(self.store._attempt(self.step.id, self.number, "released"), b"{}")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._end("released", {})
+        self.store.discard(f"steps/{self.step.id}/{self.output}")
+
+    def _end(self, how: str, why: dict[str, Any]) -> None:
         self._heart.stop()
-
-
-# -------------------------------------------------------------------------------------------------------------- files
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file atomically."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _create(path: Path, content: bytes) -> bool:
-    """Create a file with its whole content, unless it is there: link() is atomic and refuses on NFS too."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.write_bytes(content)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+        self.store.files.create(_attempt(self.step.id, self.number, how), json.dumps(why).encode())
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -338,14 +387,17 @@ def _alive(pid: int, started: str) -> bool:
     return bool(started) and _start_time(pid) == started
 
 
-_seen: dict[Path, tuple[bytes, float]] = {}
+_seen: dict[str, tuple[bytes, float, float]] = {}
 
 
-def _seen_unchanged(path: Path, content: bytes) -> float:
-    """For how many seconds this process has seen the file with the same content."""
-    before, since = _seen.get(path, (b"", 0.0))
+def _seen_unchanged(key: str, content: bytes) -> float:
+    """For how many seconds this process has seen the file with the same content.
+
+    Looking must not have paused: a store that was out of reach for everybody shows everybody's old heartbeat first.
+    """
     now = time.monotonic()
-    if before != content:
-        _seen[path] = (content, now)
-        return 0.0
+    before, since, last = _seen.get(key, (b"", 0.0, 0.0))
+    if before != content or now - last > 2 * HEARTBEAT:
+        since = now
+    _seen[key] = content, since, now
     return now - since

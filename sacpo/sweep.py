@@ -47,8 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.address == "local":
             _check_keys(space)
         _check_writable(results)
-        _check_writable(store.root)
-        return _run(plan, store, results, arguments.address)
+        store.check()
+        return _run(plan, store, results, arguments.address, arguments.up_to)
     except SacpoError as error:  # a step's own failure ends in the tables; what reaches this is the input's
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,8 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--results", type=Path, help="folder for tables and plots (default: results/<name of the space>)"
     )
-    parser.add_argument("--store", help="folder of steps' outputs, shared by sweeps (default: <results>/store)")
+    parser.add_argument(
+        "--store", help="folder or s3:// URI of steps' outputs, shared by sweeps (default: <results>/store)"
+    )
     parser.add_argument("--address", default="local", help="local (default), auto, or ray://HOST:PORT")
+    parser.add_argument(
+        "--up-to", type=int, default=0, metavar="WORKERS", help="workers that a cluster with an autoscaler may grow to"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the space")
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judges first (it is recorded)")
     parser.add_argument(
@@ -80,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
 def describe(plan: Plan, store: Store) -> str:
     """The plan as text: trials, steps, what the store has already, what will train, what sharing saves."""
     counts: dict[str, list[int]] = {}
+    records = store.records(plan.steps)
     for step in plan.steps.values():
-        done = store.record(step.id) is not None
+        done = step.id in records
         total = counts.setdefault(step.kind, [0, 0])
         total[0] += 1
         total[1] += done
@@ -91,7 +97,7 @@ def describe(plan: Plan, store: Store) -> str:
     will_train = counts.get("train", [0, 0])[0] - counts.get("train", [0, 0])[1]
     lines.append(f"trainings: {shared} with shared stages, {alone} without: sharing saves {alone - shared}")
     lines.append(f"will train now: {will_train}")
-    lines += describe_judging(plan, lambda step: store.record(step) is not None)
+    lines += describe_judging(plan, records.__contains__)
     lines += [f"note: {note}" for note in plan.notes]
     lines.append("trials:")
     lines += [f"  {trial.label}" for trial in plan.trials]
@@ -115,12 +121,10 @@ def _check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise SacpoError(
-            f"{folder} cannot be written: {error.strerror}; give another folder with --results or --store"
-        ) from None
+        raise SacpoError(f"{folder} cannot be written: {error.strerror}; give another folder with --results") from None
 
 
-def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
+def _run(plan: Plan, store: Store, folder: Path, address: str, up_to: int) -> int:
     from rich.console import Console
 
     from sacpo import results as tables
@@ -136,11 +140,12 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
     sweep = _facts(plan, store, folder, argv=sys.argv)
     for retracted in _verify_leaves(plan, store):
         console.print(f"computed again: {retracted}", markup=False)
-    missing = [t for t in plan.trials if any(store.record(step) is None for step in plan.asked_by(t))]
+    records = store.records(plan.steps)
+    missing = [t for t in plan.trials if any(step not in records for step in plan.asked_by(t))]
     stopped = False
     started = time.monotonic()
     if missing:
-        from sacpo.cluster import tuner
+        from sacpo.cluster import preflight, tuner
 
         console.print(f"{plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps; results in {folder}")
         try:
@@ -150,7 +155,9 @@ def _run(plan: Plan, store: Store, folder: Path, address: str) -> int:
                 tuner.cluster(address),
                 Progress(plan, store, sweep, lambda found: tables.write(found, folder), console),
             ):
-                tuner.run_trials(plan, store, sweep["run"], folder / ".tune")
+                if address != "local":
+                    preflight.check(store, {name: sweep["versions"][name] for name in _PACKAGES})
+                tuner.run_trials(plan, store, sweep["run"], folder / ".tune", up_to=up_to)
         except KeyboardInterrupt:
             stopped = True
     found = tables.complete(plan, store, sweep)
@@ -190,7 +197,7 @@ def _facts(plan: Plan, store: Store, folder: Path, argv: list[str]) -> dict[str,
         "run": uuid.uuid4().hex,
         "space": space,
         "space_id": content_id("space", space),
-        "store": str(store.root),
+        "store": store.uri,
         "results": str(folder),
         "command": argv,
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import Service
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -19,6 +21,15 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # Unix sockets below it: the path must be short.
     with tuner.cluster("local", num_cpus=2, _temp_dir=str(tmp_path_factory.mktemp("ray"))):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """An S3 service with an empty bucket; its keys and a cache folder are in the environment from then on."""
+    os.environ["SACPO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    service = Service(tmp_path_factory.mktemp("s3") / "log")
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def slow(kind: str, job: Job) -> dict[str, Any]:
 
 
 def tries(store: Store) -> Counter[str]:
-    return Counter(path.name.partition(" ")[0] for path in (store.root / "marks").iterdir())
+    return Counter(path.name.partition(" ")[0] for path in (Path(store.uri) / "marks").iterdir())
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def plan() -> Plan:
 
 def run(plan: Plan, store: Store) -> threading.Thread:
     thread = threading.Thread(
-        target=tuner.run_trials, args=(plan, store, "run", store.root / "tune", slow), daemon=True
+        target=tuner.run_trials, args=(plan, store, "run", Path(store.uri) / "tune", slow), daemon=True
     )
     thread.start()
     return thread

@@ -14,7 +14,8 @@ HEAVY = {"ray", "torch", "transformers", "trl", "deepspeed", "datasets"}
 OWNERS = {
     "trl": {"steps/trainers.py"},
     "deepspeed": {"cluster/trainer.py"},
-    "ray": {"cluster/trainer.py", "cluster/executor.py", "cluster/tuner.py", "cluster/dispatch.py"},
+    "ray": {f"cluster/{name}.py" for name in ("trainer", "executor", "tuner", "dispatch", "preflight")},
+    "s3fs": {"storage.py"},
     "yaml": {"loading.py"},
     "matplotlib": {"pictures.py", "report.py"},
     "plotly": {"report.py"},

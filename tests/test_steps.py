@@ -21,6 +21,7 @@ from sacpo.steps.engines import continuous
 from sacpo.steps.files import RESPONSES
 from sacpo.steps.job import Job
 from sacpo.steps.respond import _ended
+from sacpo.store import Store
 
 EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
 
@@ -28,8 +29,8 @@ EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "see
 def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None = None, **local: Any) -> Job:
     folder.mkdir(parents=True, exist_ok=True)
     resources = {"cpus_per_worker": 1}
-    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", folder / "scratch",
-               run="run", ledger=folder / "ledger")  # fmt: skip
+    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", str(folder / "scratch"),
+               run="run", ledger=folder / "ledger", store=Store(folder), needs=())  # fmt: skip
 
 
 def policy(folder: Path, **changes: Any) -> Path:

@@ -53,4 +53,5 @@ def execute(kind: str, job: Job) -> dict[str, Any]:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _task(kind: str, job: Job) -> dict[str, Any]:
-    return in_process(kind, job)
+    facts = in_process(kind, job)
+    return facts if job.store.cache is None else facts | {"files": job.keep()}

@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
+import ray.util.scheduling_strategies
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
@@ -57,7 +59,8 @@ def train(job: Job) -> dict[str, Any]:
             run_config=RunConfig(
                 # ZeRO-3 cannot resume with another number of workers: another group starts from the stage's beginning.
                 name=f"{resources['sharding']}-{resources['workers']}",
-                storage_path=str(job.scratch),
+                storage_path=job.scratch,
+                storage_filesystem=job.store.filesystem(),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources["max_restarts"]),
                 callbacks=[_Release()],
@@ -65,13 +68,15 @@ def train(job: Job) -> dict[str, Any]:
         )
         try:
             outcome: dict[str, Any] = trainer.fit().return_value
+            node = outcome.pop("node")
+            return outcome if job.store.cache is None else outcome | {"files": _keep(job, node)}
         except Exception as error:
-            reason = _own_reason(error)
-            if reason is not None or attempt == resources["max_restarts"]:
-                raise StepError(reason or f"the workers died {attempt + 1} times: {_last_line(error)}") from error
+            raised = _own_error(error)
+            if raised is not None:
+                raise raised from error
+            if attempt == resources["max_restarts"]:
+                raise StepError(f"the workers died {attempt + 1} times: {_last_line(error)}") from error
             logging.getLogger(__name__).warning("%s: restarting after %s", job.step_id, _last_line(error))
-            continue
-        return outcome
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -97,20 +102,30 @@ class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
             self._handle.shutdown()
 
 
-def _own_reason(error: BaseException) -> str | None:
-    """The message of an error that the training code raised; none if a worker, its node or its controller died.
+def _keep(job: Job, node: str) -> dict[str, str]:
+    """Send the output to the store from the node that wrote it; its accelerators are others' again meanwhile."""
+    there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+    sent = ray.remote(Job.keep).options(num_cpus=0, scheduling_strategy=there, name=f"{job.step_id} upload").remote(job)
+    digests: dict[str, str] = ray.get(sent)
+    return digests
+
+
+def _own_error(error: BaseException) -> SacpoError | None:
+    """The error that the training code raised; none if a worker, its node or its controller died.
 
     Ray Train wraps what the training code raised and gives its own exceptions for workers that went away. When one
     worker raises, others may fail for that reason (a broken collective), so an error of this package speaks first.
     """
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, SacpoError):
+        return error.cause
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
     ours = [f for f in raised if isinstance(f, SacpoError)]
     if ours:
-        return str(ours[0])
+        return ours[0]
     if len(raised) < len(failures) or not raised:
         return None  # somebody died; what the others raised follows from it
-    return f"{type(raised[0]).__name__}: {_last_line(raised[0])}"
+    return StepError(f"{type(raised[0]).__name__}: {_last_line(raised[0])}")
 
 
 def _last_line(error: BaseException) -> str:
@@ -143,9 +158,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
         facts.ready("group")
         placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir)
-        result = stage.run(job, placement, facts)
+        with job.at_hand():
+            result = stage.run(job, placement, facts)
         result.ended = time.time()
-        return result.as_record()
+        return result.as_record() | {"node": ray.get_runtime_context().get_node_id()}
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
         if resumed is not None:

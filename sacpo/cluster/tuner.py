@@ -84,8 +84,12 @@ def _reach(address: str) -> None:
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
-def capacity(plan: Plan) -> int:
+def capacity(plan: Plan, up_to: int = 0) -> int:
     """How many workers of this plan fit the cluster at once, in whole groups.
+
+    Args:
+        plan: The plan.
+        up_to: Workers that a cluster that grows on demand may come to have, where that is more.
 
     Raises:
         ClusterError: not one group does; says what it needs and what there is.
@@ -96,13 +100,15 @@ def capacity(plan: Plan) -> int:
     workers = sum(
         min((math.floor(node.get(key, 0) / amount) for key, amount in need.items()), default=0) for node in nodes
     )
+    workers = max(workers, up_to)
     if workers < resources.workers:
         there = ", ".join(f"{sum(node.get(key, 0) for node in nodes):g} {key}" for key in need)
         wanted = ", ".join(f"{amount:g} {key}" for key, amount in need.items())
         raise ClusterError(
             f"no trial can ever run: a training step needs {resources.workers} workers with {wanted} each, and the "
             f"cluster has {there} on {len(nodes)} node(s), room for {workers}; "
-            "set resources.workers, cpus_per_worker or gpus_per_worker lower, or add nodes"
+            "set resources.workers, cpus_per_worker or gpus_per_worker lower, or add nodes; of a cluster that adds "
+            "them itself say with --up-to how many workers it may come to have"
         )
     return workers - workers % resources.workers
 
@@ -112,7 +118,9 @@ def concurrency(groups: int) -> int:
     return min(groups + 1, _MOST_TRIALS)
 
 
-def run_trials(plan: Plan, store: Store, run: str, folder: Path, execute: Executor = executor.execute) -> None:
+def run_trials(
+    plan: Plan, store: Store, run: str, folder: Path, execute: Executor = executor.execute, up_to: int = 0
+) -> None:
     """Run the plan's trials to their ends. Success and failure are read from the store, not from Tune.
 
     Args:
@@ -121,8 +129,9 @@ def run_trials(plan: Plan, store: Store, run: str, folder: Path, execute: Execut
         run: Id of this run.
         folder: Where Tune keeps its own files.
         execute: Carries steps out.
+        up_to: See `capacity`.
     """
-    workers = capacity(plan)
+    workers = capacity(plan, up_to)
     head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
     room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
     trials = max(1, min(len(plan.trials), concurrency(workers // plan.space.resources.workers), room))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -11,8 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sacpo.cache import Cache
+from sacpo.errors import StoreError
+from sacpo.store import Heart, Store
+
 ON_DEVICE = ("reference", "probabilities", "respond")  # load a policy
 ON_CPU = ("model",)
+_SEND_S = 30.0  # between two writes of a running judging's verdicts to a bucket
 _MODEL_JUDGES = ("reward_model", "trained_reward_model")
 
 
@@ -28,9 +34,11 @@ class Job:
         local: Where to find what the payload names by content.
         resources: The space's `resources` as plain values.
         logs: Folder for the log files of the step's workers.
-        scratch: Folder for what a restart needs.
+        scratch: Path for what a restart needs, in the store's file system.
         run: Id of the sweep run that asks.
         ledger: Folder where judges keep what single calls answered, across steps and sweeps.
+        store: The store that all these folders belong to.
+        needs: Ids of the parents.
         shard: (index, count): which part of a step that is split over several workers.
         created: When it was handed out, seconds since the epoch.
     """
@@ -42,11 +50,68 @@ class Job:
     local: dict[str, Any]
     resources: dict[str, Any]
     logs: Path
-    scratch: Path
+    scratch: str
     run: str
     ledger: Path
+    store: Store
+    needs: tuple[str, ...]
     shard: tuple[int, int] = (0, 1)
     created: float = field(default_factory=time.time)
+
+    @contextlib.contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """For the process that works, wherever it is: what the step reads is on this machine, its logs get kept.
+
+        Raises:
+            CorruptOutput: a parent's output is damaged.
+        """
+        cache = self.store.cache
+        if cache is None:
+            yield
+            return
+        for step_id in self.needs:
+            self.store.output(step_id)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self.payload.get("judge", {}).get("kind") == "llm":
+                with self._shared_ledger(cache):
+                    yield
+            else:
+                yield
+        finally:
+            cache.send(self.logs)
+
+    def keep(self) -> dict[str, str]:
+        """Have the output, or this shard's part of it, in the store, from the machine where it was written; digests."""
+        return self.store.keep(self.step_id, self.folder.name, "*" if self.shard[1] == 1 else f"{self.shard[0]:04d}-*")
+
+    def gather(self, digests: dict[str, str]) -> None:
+        """Have what shards kept on this machine, and in the store no longer.
+
+        Raises:
+            StoreError: a part is not what its shard wrote.
+        """
+        if self.store.cache is None:
+            return
+        key = f"steps/{self.step_id}/{self.folder.name}"
+        problem = self.store.cache.fetch(key, digests)
+        if problem is not None:
+            raise StoreError(f"{self.step_id}: {problem}")
+        for name in digests:
+            self.store.files.remove(f"{key}/{name}")
+
+    @contextlib.contextmanager
+    def _shared_ledger(self, cache: Cache) -> Iterator[None]:
+        """What others asked is known here, what is asked here gets to the store while it is being asked."""
+        send = functools.partial(cache.send, self.ledger, f"{self.step_id}-*")
+        heart = Heart(send, _SEND_S)
+        cache.receive(self.ledger)
+        heart.start()
+        try:
+            yield
+        finally:
+            heart.stop()
+            send()
 
 
 @dataclass

@@ -28,7 +28,7 @@ STEPS = {
 def in_process(kind: str, job: Job) -> dict[str, Any]:
     """Carry a job out right here."""
     alive = time.time()
-    with logged(job.logs / f"worker-{job.shard[0]}.log"):
+    with job.at_hand(), logged(job.logs / f"worker-{job.shard[0]}.log"):
         module, function = STEPS[kind]
         if kind in ON_DEVICE + ON_CPU:
             import torch
@@ -42,6 +42,7 @@ def in_process(kind: str, job: Job) -> dict[str, Any]:
 
 def join(job: Job, name: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Put together what the shards of a step wrote to files of this name; returns the step's record."""
+    job.gather({name: digest for record in records for name, digest in record.pop("files", {}).items()})
     parts = [job.folder / part(name, (i, len(records))) for i in range(len(records))]
     pq.write_table(pa.concat_tables([pq.read_table(path) for path in parts]), job.folder / name)
     for path in parts:

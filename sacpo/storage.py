@@ -1,0 +1,257 @@
+"""Small files under one root, a folder's or a bucket's, behind the same few operations.
+
+Keys have slashes and no leading one. Both kinds give what `sacpo.store` builds on: a reader sees a file whole or not at
+all, and of several that create the same file exactly one is told that it did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qs
+
+from sacpo.errors import StoreError
+
+PATIENCE_S = 180.0  # how long a bucket that does not answer is waited for
+_OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI, under the names that pyarrow gives them too
+
+T = TypeVar("T")
+
+
+class Folder:
+    """Files on a local path or a shared mount."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.uri = root, str(root)
+
+    def read(self, key: str) -> bytes | None:
+        """A file's content; none if it is not there."""
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write(self, key: str, content: bytes) -> None:
+        """Replace a file, or make it."""
+        with self._beside(self.root / key, content) as temporary:
+            os.replace(temporary, self.root / key)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Make a file with its whole content, unless it is there: link() is atomic and refuses on NFS too."""
+        with self._beside(self.root / key, content) as temporary:
+            try:
+                os.link(temporary, self.root / key)
+            except FileExistsError:
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _beside(self, path: Path, content: bytes) -> Any:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+            yield temporary
+        except OSError as error:
+            raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        """What a folder holds, sorted; half-written files left out."""
+        try:
+            return sorted(name for name in os.listdir(self.root / folder) if not name.startswith("."))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def age(self, key: str) -> float | None:
+        """Seconds since a file was last written, by this host's clock; none if it is not there."""
+        try:
+            return time.time() - (self.root / key).stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def move(self, key: str, new: str) -> bool:
+        """Rename a file; whether it was there."""
+        try:
+            os.rename(self.root / key, self.root / new)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, key: str) -> None:
+        """Remove a file, or a folder with all that it holds."""
+        path = self.root / key
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+class Bucket:
+    """Files in a bucket of S3, or of a service that speaks as it does and knows `If-None-Match`.
+
+    Args:
+        uri: `s3://BUCKET/PREFIX`, and after a `?` any of endpoint_override (a URL), scheme and region, as pyarrow
+            writes them. Keys come from where boto3 looks for them: environment, instance role, ~/.aws.
+        patience: Seconds that a service is waited for that does not answer.
+
+    Raises:
+        StoreError: the URI names no bucket, or an option that is not known.
+    """
+
+    def __init__(self, uri: str, patience: float = PATIENCE_S) -> None:
+        self.uri, self.patience = uri, patience
+        place, _, query = uri.partition("?")
+        self.base = place.removeprefix("s3://").rstrip("/")
+        options = parse_qs(query, keep_blank_values=True)
+        unknown = sorted(options.keys() - set(_OPTIONS))
+        if not self.base or unknown:
+            problem = f"unknown option {', '.join(unknown)}" if unknown else "no bucket is named"
+            raise StoreError(
+                f"{uri}: {problem}; write s3://BUCKET/PREFIX, with ?{'=...&'.join(_OPTIONS)}=... if needed"
+            )
+        self._options = {name: values[-1] for name, values in options.items()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri, self.patience)  # connections belong to one process
+
+    @cached_property
+    def _fs(self) -> Any:
+        return self._connect()
+
+    def filesystem(self) -> Any:
+        """A pyarrow file system, for libraries that write folders themselves; as patient, as far as botocore can be."""
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self._connect(retries={"mode": "standard", "max_attempts": 15})))
+
+    def _connect(self, **config: Any) -> Any:
+        from s3fs import S3FileSystem
+
+        endpoint = self._options.get("endpoint_override")
+        if endpoint and "://" not in endpoint:
+            endpoint = f"{self._options.get('scheme', 'https')}://{endpoint}"
+        region = {"region_name": self._options["region"]} if "region" in self._options else {}
+        return S3FileSystem(
+            endpoint_url=endpoint,
+            client_kwargs=region,
+            config_kwargs=config,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def read(self, key: str) -> bytes | None:
+        """An object's content; none if it is not there."""
+        try:
+            content: bytes = self._patiently(lambda: self._fs.cat_file(self.path(key)))
+        except FileNotFoundError:
+            return None
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        """Replace an object, or make it."""
+        self._put(lambda: self._fs.pipe_file(self.path(key), content))
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Make an object unless it is there: a conditional write.
+
+        An attempt whose answer was lost finds its own object at the next: what is written must tell its writer.
+        """
+        try:
+            self._put(lambda: self._fs.pipe_file(self.path(key), content, mode="create"))
+        except FileExistsError:
+            return self.read(key) == content
+        return True
+
+    def upload(self, path: Path, key: str) -> None:
+        """Write a file, in parts where it is large."""
+        self._put(lambda: self._fs.put_file(str(path), self.path(key)))
+
+    def download(self, key: str, path: Path) -> bool:
+        """Read an object into a file; whether it was there."""
+        try:
+            self._patiently(lambda: self._fs.get_file(self.path(key), str(path)))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: str) -> list[str]:
+        """The next parts of the keys below a folder, sorted."""
+        try:
+            found = self._patiently(lambda: self._fs.ls(self.path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
+
+    def age(self, key: str) -> float | None:
+        """Seconds from the service's time of the last write to this host's now; none if it is not there."""
+        try:
+            return time.time() - float(self._patiently(lambda: self._fs.modified(self.path(key))).timestamp())
+        except FileNotFoundError:
+            return None
+
+    def move(self, key: str, new: str) -> bool:
+        """Rename an object, in two steps; whether it was there."""
+        content = self.read(key)
+        if content is None:
+            return False
+        self.write(new, content)
+        self.remove(key)
+        return True
+
+    def remove(self, key: str) -> None:
+        """Remove an object, or all objects below a folder."""
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(lambda: self._fs.rm(self.path(key), recursive=True))
+
+    def path(self, key: str) -> str:
+        """BUCKET/KEY, as file systems want it."""
+        return f"{self.base}/{key}"
+
+    def _put(self, write: Callable[[], None]) -> None:
+        try:
+            self._patiently(write)
+        except FileNotFoundError:
+            bucket = self.base.partition("/")[0]
+            raise StoreError(f"{self.uri}: there is no bucket {bucket}; make it first, or name another") from None
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Call again while the service does not answer, or says that it is busy."""
+        started, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return call()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except Exception as error:
+                if not _passes(error) or time.monotonic() - started > self.patience:
+                    raise StoreError(f"{self.uri} cannot be reached: {_advice(error)}") from error
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error may pass by itself."""
+    import aiohttp
+    from botocore.exceptions import ConnectionError as NoConnection
+    from botocore.exceptions import HTTPClientError
+
+    if isinstance(error, PermissionError):
+        return False
+    return isinstance(error, OSError | NoConnection | HTTPClientError | aiohttp.ClientError | TimeoutError)
+
+
+def _advice(error: Exception) -> str:
+    reason = str(error).strip() or type(error).__name__
+    if isinstance(error, PermissionError) or "credentials" in reason.lower():
+        return f"{reason}; give keys that may read and write there (AWS_ACCESS_KEY_ID and so on, or an instance role)"
+    return f"{reason}; the same command goes on when it can"

@@ -1,0 +1,179 @@
+"""A store in a bucket: what only buckets can get wrong."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sacpo import cache as cache_module
+from sacpo import results as tables
+from sacpo import storage
+from sacpo.errors import StoreError
+from sacpo.plan import Step
+from sacpo.store import Store
+from tests.commands import arguments, write_space
+from tests.commands import run as run_module
+from tests.s3 import BUCKET, Service
+from tests.spaces import ROOT, small
+
+STEP = Step("merge-0", "merge", "a step", {"q": 0.5}, {}, {})
+
+
+@pytest.fixture
+def uri(s3: Service) -> str:
+    return s3.uri(uuid.uuid4().hex)
+
+
+def write(store: Store, name: str, size: int) -> str:
+    claim = store.claim(Step(name, "merge", name, {}, {}, {}), "run")
+    assert claim is not None
+    (claim.folder / "weights").write_bytes(os.urandom(size))
+    return str(claim.commit({})["output"])
+
+
+def test_an_output_is_fetched_once_and_what_is_damaged_here_is_fetched_again(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(uri)
+    write(store, "a", 1000)
+    assert store.cache is not None
+    fetched: list[str] = []
+    real = storage.Bucket.download
+    monkeypatch.setattr(
+        storage.Bucket, "download", lambda self, key, path: (fetched.append(key), real(self, key, path))[1]
+    )
+    path = store.output("a") / "weights"
+    assert not fetched, "this machine wrote it"
+    content = path.read_bytes()
+    path.write_bytes(content[:500])
+    assert (Store(uri).output("a") / "weights").read_bytes() == content
+    assert len(fetched) == 1
+    store.output("a")
+    assert len(fetched) == 1
+    assert store.record("a") is not None
+
+
+def test_large_files_go_in_parts_and_come_back_whole(uri: str) -> None:
+    store = Store(uri)
+    output = write(store, "a", 150 * 2**20)  # s3fs sends files of 100 MiB and more in parts
+    before = (store.output("a") / "weights").read_bytes()
+    assert store.cache is not None
+    store.cache.drop(f"steps/a/{output}")
+    assert (store.output("a") / "weights").read_bytes() == before
+
+
+def test_the_cache_keeps_within_its_bound_what_was_used_last(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SACPO_CACHE_GB", "0.0025")
+    store = Store(uri)
+    write(store, "a", 10**6)
+    write(store, "b", 10**6)
+    write(store, "c", 10**6)
+    assert store.cache is not None
+    folders = {name: store.cache.root / "steps" / name / "output-0001" for name in "abcd"}
+    assert all(folders[name].is_dir() for name in "abc"), "all in use until just now"
+    monkeypatch.setattr(cache_module, "_IN_USE_S", 0.0)
+    store.output("a")
+    write(store, "d", 10**6)
+    assert [name for name in "abcd" if folders[name].is_dir()] == ["a", "d"]
+    assert (store.output("b") / "weights").stat().st_size == 10**6
+    monkeypatch.setenv("SACPO_CACHE_GB", "much")
+    with pytest.raises(StoreError, match="SACPO_CACHE_GB: 'much'"):
+        write(store, "e", 1)
+
+
+def test_a_service_that_is_silent_for_a_while_is_waited_for(s3: Service, uri: str) -> None:
+    store = Store(uri)
+    write(store, "a", 10)
+    s3.pause()
+    timer = threading.Timer(5.0, s3.resume)
+    timer.start()
+    try:
+        started = time.monotonic()
+        assert store.record("a") is not None
+        assert time.monotonic() - started > 4
+    finally:
+        timer.join()
+
+
+def _race(uri: str, names: list[str], started: object) -> int:
+    files = Store(uri).files
+    started.wait()  # type: ignore[attr-defined]
+    return sum(files.create(name, str(os.getpid()).encode()) for name in names)
+
+
+def test_of_many_that_create_the_same_exactly_one_does(uri: str) -> None:
+    names = [f"contested/{i}" for i in range(20)]
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Manager() as manager, spawn.Pool(4) as pool:
+        started = manager.Event()
+        futures = [pool.apply_async(_race, (uri, names, started)) for _ in range(4)]
+        started.set()
+        assert sum(future.get(120) for future in futures) == len(names)
+
+
+def test_what_cannot_be_used_is_said_with_the_way_out(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError, match="no bucket is named"):
+        Store("s3://")
+    with pytest.raises(StoreError, match="unknown option endpoint; write s3://BUCKET"):
+        Store(f"s3://{BUCKET}/x?endpoint={s3.endpoint}")
+    with pytest.raises(StoreError, match="there is no bucket elsewhere; make it first"):
+        Store(f"s3://elsewhere/x?endpoint_override={s3.endpoint}").check()
+    with pytest.raises(StoreError, match=r"cannot be reached: .*127\.0\.0\.1:9"):
+        Store(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9").check()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(Path("/nowhere")))
+    with pytest.raises(StoreError, match="give keys that may read and write there"):
+        Store(s3.uri("y")).check()
+    Store(s3.uri("z"))
+
+
+def test_two_machines_share_a_bucket_and_train_everything_once(
+    s3: Service, small_results: Path, tmp_path: Path
+) -> None:
+    """Two drivers, each with a cache of its own; the tables are those of the sweep on a path.
+
+    Meanwhile the service is silent for half a minute.
+    """
+    space = write_space(small(resources__workers=2, resources__checkpoint_steps=3), tmp_path)
+    store = s3.uri("shared")
+    drivers = []
+    for name in ("one", "two"):
+        environment = os.environ | {"SACPO_CACHE": str(tmp_path / f"cache-{name}")}
+        command = arguments(space, tmp_path / name, "--store", store)
+        drivers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+    while not any(key.endswith("record.json") and "/train-" in key for key in s3.keys("shared/")):
+        time.sleep(1)
+        assert all(driver.poll() is None for driver in drivers)
+    s3.pause()
+    time.sleep(30)
+    s3.resume()
+    outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(outputs)
+    found = [tables.load(tmp_path / name) for name in ("one", "two")]
+    run = [sweep.sweep["counts"]["steps_run"] for sweep in found]
+    assert sum(run) == len(found[0].steps)
+    assert min(run) > 0, "both worked"
+    assert (found[0].steps["attempts"] == 1).all()
+    for sweep in found:
+        pd.testing.assert_frame_equal(_numbers(sweep), _numbers(tables.load(small_results)))
+    keys = s3.keys("shared/")
+    assert not [key for key in keys if "/scratch/" in key], "what only a restart needs is gone"
+    assert len([key for key in keys if key.endswith("record.json")]) == len(found[0].steps)
+    assert [key for key in keys if key.endswith("worker-1.log")], "workers' logs can be read by anyone"
+    status = run_module("sacpo.sweep", "--status", "--store", store)
+    assert status.stdout.count("done") == 2, status.stdout
+
+
+def _numbers(found: tables.Results) -> pd.DataFrame:
+    columns = ["trial_id", "label", "status", "helpfulness", "harmlessness", "expected_reward", "kl_to_sft", "on_front"]
+    return found.trials[columns]
