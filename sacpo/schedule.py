@@ -72,6 +72,7 @@ class Schedule:
         self.capacity, self.light = capacity, light
         self._nodes = nodes
         self._settled = set(done)  # done, failed, or never to be done since something before failed
+        self._failed: set[str] = set()
         self._running: set[str] = set()
         self._used = {True: 0, False: 0}  # places, and light steps, that the running ones take
         needed = _needed(nodes, targets, done)
@@ -93,6 +94,17 @@ class Schedule:
     def over(self, steps: Iterable[str] | None = None) -> bool:
         """Whether these steps (all of them if none are named) are settled: done, or not to be done any more."""
         return self._settled.issuperset(self._open if steps is None else steps)
+
+    def states(self) -> dict[str, int]:
+        """How many steps are done, failed (or need one that did), under way, and waiting."""
+        failed, running = len(self._failed), len(self._running)
+        done = len(self._settled) - failed
+        return {
+            "done": done,
+            "failed": failed,
+            "running": running,
+            "waiting": len(self._open.keys() - self._settled) - running,
+        }
 
     def take(self, holds: bool) -> str | None:
         """The step to carry out now, of those that hold workers' places or of the light ones; none if none may start.
@@ -119,6 +131,8 @@ class Schedule:
         if step in self._settled:
             return
         self._settled.add(step)
+        if not well:
+            self._failed.add(step)
         for child in self._children.get(step, ()):
             self._open[child] -= 1
             if not well:

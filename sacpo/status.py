@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import SacpoError
+from sacpo.liveness import LEASE, Heart
 from sacpo.plan import Plan
-from sacpo.store import LEASE, Heart, Store
+from sacpo.store import Store
 
 DEFAULT_RESULTS = Path("results")
 

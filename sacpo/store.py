@@ -10,33 +10,28 @@ Layout, under `<uri>/steps/<step id>/`, the same in a folder and in a bucket:
 
 An attempt's number is claimed by creating its file exclusively, so no lock is ever deleted or renamed: a later number
 overrules an earlier one. A claim is dead when its process on this host is gone, or when its heartbeat has not changed
-for `LEASE` seconds of the observer's own clock (clocks of hosts are never compared). A second finisher finds the record
+for `liveness.LEASE` seconds of the observer's own clock (clocks of hosts are never compared). A second finisher finds the record
 there and drops its own output, so even two live holders cannot damage a step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sacpo import liveness
 from sacpo.cache import Cache, folder_digests
 from sacpo.errors import StoreError
 from sacpo.identity import file_digest
 from sacpo.plan import Step
 from sacpo.storage import Bucket, Folder
-
-LEASE = 30.0
-HEARTBEAT = 5.0
 
 Record = dict[str, Any]
 
@@ -241,10 +236,7 @@ class Store:
         content = self.files.read(key)
         if content is None:
             return False  # being written this instant
-        holder = json.loads(content)
-        if holder["host"] == _host():
-            return not _alive(holder["pid"], holder["started"])
-        return _seen_unchanged(f"{self.uri}/{key}", content) > LEASE
+        return liveness.gone(json.loads(content), f"{self.uri}/{key}", content)
 
 
 def _attempt(step_id: str, number: int, suffix: str) -> str:
@@ -262,28 +254,6 @@ class CorruptOutput(StoreError):
         return f"{self.args[0]}: {self.args[1]}"
 
 
-class Heart:
-    """Calls `beat` every so many seconds, in a thread, until it is stopped."""
-
-    def __init__(self, beat: Callable[[], None], every: float = HEARTBEAT) -> None:
-        self._beat, self._every = beat, every
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._every):
-            with contextlib.suppress(OSError, StoreError):  # a store out of reach for a while; the lease decides
-                self._beat()
-
-    def stop(self) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-
 class Claim:
     """One attempt at a step, alive as long as its heartbeat is.
 
@@ -295,14 +265,13 @@ class Claim:
         self.output = f"output-{number:04d}"
         self.folder = store.folder(step.id) / self.output
         self._beats, self._token = 0, uuid.uuid4().hex
-        self._heart = Heart(lambda: store.files.write(_attempt(step.id, number, "claim"), self.heartbeat()))
+        self._heart = liveness.Heart(lambda: store.files.write(_attempt(step.id, number, "claim"), self.heartbeat()))
 
     def heartbeat(self) -> bytes:
         """The claim file's next content."""
         self._beats += 1
-        pid = os.getpid()
-        holder = {"host": _host(), "pid": pid, "started": _start_time(pid), "run": self.run, "beat": self._beats}
-        return json.dumps(holder | {"token": self._token}).encode()
+        holder = liveness.me() | {"run": self.run, "beat": self._beats, "token": self._token}
+        return json.dumps(holder).encode()
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -360,44 +329,3 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _digest(path: Path, size: int, modified: int) -> str:
     """A file's digest, read once per process as long as size and time of change stay."""
     return file_digest(path)
-
-
-# ---------------------------------------------------------------------------------------------------------- processes
-
-
-@functools.cache
-def _host() -> str:
-    """This host, boot and process-id space: only there does a process id mean something."""
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    return f"{socket.gethostname()} {uuid.getnode()}"
-
-
-def _start_time(pid: int) -> str:
-    """When a process started, in ticks since boot, so that a reused process id is told apart; empty if it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
-
-
-def _alive(pid: int, started: str) -> bool:
-    return bool(started) and _start_time(pid) == started
-
-
-_seen: dict[str, tuple[bytes, float, float]] = {}
-
-
-def _seen_unchanged(key: str, content: bytes) -> float:
-    """For how many seconds this process has seen the file with the same content.
-
-    Looking must not have paused: a store that was out of reach for everybody shows everybody's old heartbeat first.
-    """
-    now = time.monotonic()
-    before, since, last = _seen.get(key, (b"", 0.0, 0.0))
-    if before != content or now - last > 2 * HEARTBEAT:
-        since = now
-    _seen[key] = content, since, now
-    return now - since

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
+import urllib.request
 import uuid
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from sacpo.cluster import tuner
 from sacpo.errors import StepError
@@ -38,6 +41,15 @@ def slow(kind: str, job: Job) -> dict[str, Any]:
 
 def tries(store: Store) -> Counter[str]:
     return Counter(path.name.partition(" ")[0] for path in (Path(store.uri) / "marks").iterdir())
+
+
+def shown(state: str) -> float | None:
+    """What Prometheus would read, once Ray has handed on what the sweep has told it last."""
+    address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    time.sleep(15)
+    page = urllib.request.urlopen(address, timeout=10).read().decode()
+    found = re.findall(rf'^ray_sacpo_steps{{[^}}]*State="{state}"[^}}]*}} ([0-9.]+)$', page, re.M | re.I)
+    return float(found[-1]) if found else None
 
 
 @pytest.fixture
@@ -92,6 +104,9 @@ def test_a_step_that_another_sweep_is_at_is_waited_for_and_not_done_again(plan: 
     while sum(store.record(step) is None for step in plan.steps) > 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     assert {plan.steps[s].kind for s in plan.steps if store.record(s) is None} == {"respond", "judge"}
+    left = sum(store.record(step) is None for step in plan.steps)
+    assert shown("done") == len(plan.steps) - left
+    assert shown("failed") == 0
     claim.commit(Facts().as_record())
     thread.join(100)
     assert not thread.is_alive()

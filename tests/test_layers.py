@@ -14,7 +14,7 @@ HEAVY = {"ray", "torch", "transformers", "trl", "deepspeed", "datasets"}
 OWNERS = {
     "trl": {"steps/trainers.py"},
     "deepspeed": {"cluster/trainer.py"},
-    "ray": {f"cluster/{name}.py" for name in ("trainer", "executor", "tuner", "dispatch", "preflight")},
+    "ray": {f"cluster/{name}.py" for name in ("trainer", "executor", "tuner", "dispatch", "preflight", "metrics")},
     "s3fs": {"storage.py"},
     "yaml": {"loading.py"},
     "matplotlib": {"pictures.py", "report.py"},

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sacpo.liveness import LEASE
 from sacpo.planner import make_plan
 from sacpo.status import Register, sweeps
-from sacpo.store import LEASE, Store
+from sacpo.store import Store
 from tests.commands import run
 from tests.spaces import space
 

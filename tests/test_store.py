@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sacpo import store as store_module
+from sacpo import liveness
 from sacpo.errors import StoreError
 from sacpo.plan import Step
 from sacpo.store import CorruptOutput, Store
@@ -87,8 +87,8 @@ def test_a_silent_holder_on_another_host_is_overruled_after_the_lease(
     store = Store(uri)
     claim = store.claim(STEP, "far")
     assert claim is not None
-    monkeypatch.setattr(store_module, "_host", lambda: "another host")
-    monkeypatch.setattr(store_module, "LEASE", 0.3)
+    monkeypatch.setattr(liveness, "_host", lambda: "another host")
+    monkeypatch.setattr(liveness, "LEASE", 0.3)
     assert store.claim(STEP, "run") is None
     key = f"steps/{STEP.id}/attempts/0001.claim"
     for beat in range(5):  # a heartbeat that changes keeps it, however long it takes

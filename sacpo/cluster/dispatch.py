@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
+from sacpo.cluster.metrics import Metrics
 from sacpo.errors import StepError
 from sacpo.runner import Runner
 from sacpo.schedule import Schedule, nodes
@@ -53,6 +54,7 @@ class Dispatcher:
         self._held: dict[str, str] = {}  # by trial
         self._started: set[str] = set()
         self._troubles: Counter[str] = Counter()
+        self._metrics = Metrics(runner.run)
         self._news = asyncio.Condition()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="step")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,6 +94,7 @@ class Dispatcher:
         """Start all steps that hold workers' places and may start now; those who wait for a light one look again."""
         while (step := self._schedule.take(holds=True)) is not None:
             self._keep(self._carry_out(step))
+        self._metrics.states(self._schedule.states())
         self._news.notify_all()
 
     async def _carry_out(self, step: str) -> None:
@@ -108,6 +111,9 @@ class Dispatcher:
     def _end(self, step: str, outcome: str) -> None:
         if outcome in ("done", "failed"):
             self._schedule.finish(step, well=outcome == "done")
+            record = self._runner.store.record(step) if outcome == "done" else None
+            if record is not None and record["run"] == self._runner.run:
+                self._metrics.done(record)
         else:
             self._schedule.rest(step)
             self._keep(self._offer(step, _REST_S[outcome]))

@@ -14,7 +14,8 @@ from typing import Any
 
 from sacpo.cache import Cache
 from sacpo.errors import StoreError
-from sacpo.store import Heart, Store
+from sacpo.liveness import Heart
+from sacpo.store import Store
 
 ON_DEVICE = ("reference", "probabilities", "respond")  # load a policy
 ON_CPU = ("model",)
