@@ -35,8 +35,7 @@ class Cache:
 
     def __init__(self, files: Bucket) -> None:
         self.files = files
-        home = Path(os.environ.get("SACPO_CACHE") or "~/.cache/sacpo").expanduser().absolute()
-        self.root = home / content_id("store", {"uri": files.uri})
+        self.root = local_root(files.uri)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.files,)  # each machine's own
@@ -142,6 +141,12 @@ class Cache:
                 break
             shutil.rmtree(path, ignore_errors=True)
             del sizes[path]
+
+
+def local_root(uri: str) -> Path:
+    """This machine's folder for what is at a URI."""
+    home = Path(os.environ.get("SACPO_CACHE") or "~/.cache/sacpo").expanduser().absolute()
+    return home / content_id("store", {"uri": uri})
 
 
 def folder_digests(folder: Path, pattern: str = "*") -> dict[str, str]:

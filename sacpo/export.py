@@ -13,6 +13,7 @@ from typing import Any
 from sacpo import results as tables
 from sacpo.errors import SacpoError
 from sacpo.evaluation import CRITERIA
+from sacpo.home import Home
 from sacpo.plan import Plan, Trial
 from sacpo.store import Store
 
@@ -20,12 +21,12 @@ from sacpo.store import Store
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 exported, 2 not possible."""
     parser = argparse.ArgumentParser(prog="python -m sacpo.export", description=__doc__)
-    parser.add_argument("results", type=Path, help="a results folder")
+    parser.add_argument("results", help="a results folder, a path or an s3:// URI")
     parser.add_argument("trial", help="a trial's id or label, as in trials.csv")
     parser.add_argument("out", type=Path, help="a folder that is new or empty")
     arguments = parser.parse_args(argv)
     try:
-        export(arguments.results, arguments.trial, arguments.out)
+        export(Home(arguments.results).fetch(), arguments.trial, arguments.out)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

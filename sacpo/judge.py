@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import SacpoError, StepError
+from sacpo.home import Home
 from sacpo.loading import load_settings
 from sacpo.plan import Plan
 from sacpo.runner import Runner
@@ -25,7 +26,7 @@ from sacpo.store import Store
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all was judged, 1 some judgings failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m sacpo.judge", description=__doc__)
-    parser.add_argument("results", type=Path, help="a results folder")
+    parser.add_argument("results", help="a results folder, a path or an s3:// URI")
     parser.add_argument(
         "--judge", type=Path, required=True, help="YAML file with the judge's settings (kind: llm, ...)"
     )
@@ -35,16 +36,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judge on canned pairs first")
     arguments = parser.parse_args(argv)
     try:
-        return judge_again(
-            arguments.results,
+        home = Home(arguments.results)
+        status = judge_again(
+            home.fetch(),
             load_settings(arguments.judge, arguments.set),
             arguments.name or arguments.judge.stem,
             arguments.criterion,
             canaries=not arguments.skip_canaries,
         )
+        home.publish()
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return status
 
 
 def judge_again(

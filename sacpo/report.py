@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacpo.errors import SacpoError, StoreError
+from sacpo.home import Home
 from sacpo.pictures import (
     FRONT,
     GOLD,
@@ -258,11 +259,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sacpo.report", description="Rebuild a sweep's tables, plots and HTML page from what is stored."
     )
-    parser.add_argument("results", type=Path, help="the results folder of a sweep")
-    folder = parser.parse_args(argv).results
+    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
     from sacpo.results import load, refresh
 
     try:
+        home = Home(parser.parse_args(argv).results)
+        folder = home.fetch()
         try:
             results = refresh(folder)
         except StoreError as error:
@@ -272,6 +274,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     write_report(results, folder)
+    home.publish()
     for name in ("report.html", "pareto.png", "trials.csv"):
         print(folder / name)
     return 0

@@ -21,6 +21,7 @@ from sacpo.errors import SacpoError, StoreError
 from sacpo.evaluation import CRITERIA
 from sacpo.frontier.pareto import on_front
 from sacpo.frontier.winrate import Estimate
+from sacpo.home import Home
 from sacpo.loading import parse_space
 from sacpo.plan import Plan, Trial
 from sacpo.planner import make_plan
@@ -56,12 +57,12 @@ class Results:
 
 
 def load(folder: str | Path) -> Results:
-    """Read a results folder.
+    """Read a results folder, at a path or an s3:// URI.
 
     Raises:
         SacpoError: it is none.
     """
-    folder = Path(folder)
+    folder = Home(folder).fetch()
     sweep = read_sweep(folder)
     try:
         tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import SacpoError
+from sacpo.home import Home
 from sacpo.liveness import LEASE, Heart
 from sacpo.plan import Plan
 from sacpo.store import Store
@@ -105,7 +106,7 @@ def _state(store: Store, run: str) -> str:
     return "running" if age is not None and age < LEASE else "silent"
 
 
-def stores(results: Path | None, store: str | None) -> list[Store]:
+def stores(results: str | None, store: str | None) -> list[Store]:
     """The stores that are asked about: the one named, that of a results folder, or those of all results here.
 
     Raises:
@@ -113,7 +114,7 @@ def stores(results: Path | None, store: str | None) -> list[Store]:
     """
     if store is not None:
         return [Store(store)]
-    folders = [results] if results is not None else sorted(DEFAULT_RESULTS.glob("*"))
+    folders = [Home(results).fetch()] if results is not None else sorted(DEFAULT_RESULTS.glob("*"))
     roots = []
     for folder in folders:
         tables = folder / "sweep.json"

@@ -19,7 +19,8 @@ from urllib.parse import parse_qs
 
 from sacpo.errors import StoreError
 
-PATIENCE_S = 180.0  # how long a bucket that does not answer is waited for
+PATIENCE_S = 180.0  # how long a bucket that has answered before is waited for
+_AT_FIRST_S = 5.0  # the same of one that has not: it may be misspelt
 _OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI, under the names that pyarrow gives them too
 
 T = TypeVar("T")
@@ -30,6 +31,10 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
+
+    def below(self, name: str) -> str:
+        """URI of a folder in this one."""
+        return str(self.root / name)
 
     def read(self, key: str) -> bytes | None:
         """A file's content; none if it is not there."""
@@ -102,14 +107,14 @@ class Bucket:
     Args:
         uri: `s3://BUCKET/PREFIX`, and after a `?` any of endpoint_override (a URL), scheme and region, as pyarrow
             writes them. Keys come from where boto3 looks for them: environment, instance role, ~/.aws.
-        patience: Seconds that a service is waited for that does not answer.
+        known: Whether it is known to be there.
 
     Raises:
         StoreError: the URI names no bucket, or an option that is not known.
     """
 
-    def __init__(self, uri: str, patience: float = PATIENCE_S) -> None:
-        self.uri, self.patience = uri, patience
+    def __init__(self, uri: str, known: bool = False) -> None:
+        self.uri, self._known = uri, known
         place, _, query = uri.partition("?")
         self.base = place.removeprefix("s3://").rstrip("/")
         options = parse_qs(query, keep_blank_values=True)
@@ -122,7 +127,7 @@ class Bucket:
         self._options = {name: values[-1] for name, values in options.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri, self.patience)  # connections belong to one process
+        return type(self), (self.uri, self._known)  # connections belong to one process
 
     @cached_property
     def _fs(self) -> Any:
@@ -148,6 +153,11 @@ class Bucket:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+
+    def below(self, name: str) -> str:
+        """URI of a folder in this one."""
+        _, separator, query = self.uri.partition("?")
+        return f"s3://{self.base}/{name}{separator}{query}"
 
     def read(self, key: str) -> bytes | None:
         """An object's content; none if it is not there."""
@@ -215,7 +225,7 @@ class Bucket:
 
     def path(self, key: str) -> str:
         """BUCKET/KEY, as file systems want it."""
-        return f"{self.base}/{key}"
+        return f"{self.base}/{key}" if key else self.base
 
     def _put(self, write: Callable[[], None]) -> None:
         try:
@@ -229,14 +239,45 @@ class Bucket:
         started, pause = time.monotonic(), 0.5
         while True:
             try:
-                return call()
+                answer = call()
+                self._known = True
+                return answer
             except (FileNotFoundError, FileExistsError):
+                self._known = True
                 raise
             except Exception as error:
-                if not _passes(error) or time.monotonic() - started > self.patience:
+                if not _passes(error) or time.monotonic() - started > (PATIENCE_S if self._known else _AT_FIRST_S):
                     raise StoreError(f"{self.uri} cannot be reached: {_advice(error)}") from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
+
+
+def open_files(uri: str, option: str) -> Folder | Bucket:
+    """What is at a path or URI.
+
+    Args:
+        uri: As it was given.
+        option: Where, for what is said of it.
+
+    Raises:
+        StoreError: it is neither a path nor `s3://BUCKET/PREFIX`.
+    """
+    scheme, separator, _ = uri.partition("://")
+    if separator and scheme == "s3":
+        return Bucket(uri)
+    if separator and scheme != "file":
+        raise StoreError(
+            f"{option} {uri}: {scheme}:// is not supported; give a path, local or on a shared mount, or s3://BUCKET/PREFIX"
+        )
+    return Folder(Path(uri.removeprefix("file://")).absolute())
+
+
+def check(files: Folder | Bucket) -> None:
+    """Raises StoreError where this process cannot write."""
+    key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    if not files.create(key, content) or files.create(key, b"") or files.read(key) != content:
+        raise StoreError(f"{files.uri} does not keep what is written, or knows no conditional writes")
+    files.remove(key)
 
 
 def _passes(error: Exception) -> bool:

@@ -10,8 +10,8 @@ Layout, under `<uri>/steps/<step id>/`, the same in a folder and in a bucket:
 
 An attempt's number is claimed by creating its file exclusively, so no lock is ever deleted or renamed: a later number
 overrules an earlier one. A claim is dead when its process on this host is gone, or when its heartbeat has not changed
-for `liveness.LEASE` seconds of the observer's own clock (clocks of hosts are never compared). A second finisher finds the record
-there and drops its own output, so even two live holders cannot damage a step.
+for `liveness.LEASE` seconds of the observer's own clock (clocks of hosts are never compared). A second finisher finds
+the record there and drops its own output, so even two live holders cannot damage a step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sacpo.cache import Cache, folder_digests
 from sacpo.errors import StoreError
 from sacpo.identity import file_digest
 from sacpo.plan import Step
-from sacpo.storage import Bucket, Folder
+from sacpo.storage import Bucket, Folder, open_files
 
 Record = dict[str, Any]
 
@@ -43,34 +43,15 @@ class Store:
 
     Args:
         uri: A path, or `s3://BUCKET/PREFIX` (`sacpo.storage.Bucket`). Created when first written to.
+
+    Raises:
+        StoreError: it is neither.
     """
 
     def __init__(self, uri: str | Path) -> None:
-        text = str(uri)
-        scheme, separator, _ = text.partition("://")
-        self.files: Folder | Bucket
-        self.cache: Cache | None = None
-        if separator and scheme == "s3":
-            self.files = Bucket(text)
-            self.cache = Cache(self.files)
-        elif separator and scheme != "file":
-            raise StoreError(
-                f"--store {text}: {scheme}:// stores are not supported; give a path, local or on a shared mount, or "
-                "s3://BUCKET/PREFIX"
-            )
-        else:
-            self.files = Folder(Path(text.removeprefix("file://")).absolute())
+        self.files = open_files(str(uri), "--store")
+        self.cache = Cache(self.files) if isinstance(self.files, Bucket) else None
         self.uri = self.files.uri
-
-    def check(self) -> None:
-        """Raises StoreError where this process cannot write, at once."""
-        files = Bucket(self.uri, patience=0) if isinstance(self.files, Bucket) else self.files
-        key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
-        if not files.create(key, content) or files.create(key, b"") or files.read(key) != content:
-            raise StoreError(
-                f"the store {self.uri} does not keep what is written to it, or knows no conditional writes"
-            )
-        files.remove(key)
 
     def exists(self) -> bool:
         """Whether any sweep has used it."""

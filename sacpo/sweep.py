@@ -16,13 +16,15 @@ from typing import Any
 from sacpo import status
 from sacpo.conflicts import dotted, judges
 from sacpo.costs import describe_judging
-from sacpo.errors import SacpoError
+from sacpo.errors import SacpoError, StoreError
 from sacpo.evaluation import LLMJudge
+from sacpo.home import Home
 from sacpo.identity import content_id
 from sacpo.loading import load_space
 from sacpo.plan import Plan
 from sacpo.planner import make_plan
 from sacpo.space import Space
+from sacpo.storage import check
 from sacpo.store import CorruptOutput, Store
 
 QUICKSTART = Path(__file__).parent.parent / "tune_spaces" / "quickstart.yaml"
@@ -34,21 +36,24 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         if arguments.status is not None:
-            asked = status.stores(Path(arguments.status) if arguments.status else None, arguments.store)
+            asked = status.stores(arguments.status or None, arguments.store)
             print(status.describe([sweep for store in asked for sweep in status.sweeps(store)]))
             return 0
         space = load_space(arguments.space, arguments.set)
         plan = make_plan(space, canaries=not arguments.skip_canaries)
-        results = (arguments.results or Path("results") / space.name).absolute()
-        store = Store(arguments.store if arguments.store is not None else results / "store")
+        home = Home(arguments.results or Path("results") / space.name)
+        store = Store(arguments.store if arguments.store is not None else home.store)
         if arguments.dry_run:
             print(describe(plan, store))
             return 0
         if arguments.address == "local":
             _check_keys(space)
-        _check_writable(results)
-        store.check()
-        return _run(plan, store, results, arguments.address, arguments.up_to)
+        for option, files in (("--results", home.files), ("--store", store.files)):
+            try:
+                check(files)
+            except StoreError as error:
+                raise SacpoError(f"{error}; give another place with {option}") from None
+        return _run(plan, store, home, arguments.address, arguments.up_to)
     except SacpoError as error:  # a step's own failure ends in the tables; what reaches this is the input's
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -60,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("space", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quickstart)")
     parser.add_argument(
-        "--results", type=Path, help="folder for tables and plots (default: results/<name of the space>)"
+        "--results", help="folder or s3:// URI for tables and plots (default: results/<name of the space>)"
     )
     parser.add_argument(
         "--store", help="folder or s3:// URI of steps' outputs, shared by sweeps (default: <results>/store)"
@@ -114,17 +119,7 @@ def _check_keys(space: Space) -> None:
             )
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{uuid.uuid4().hex}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise SacpoError(f"{folder} cannot be written: {error.strerror}; give another folder with --results") from None
-
-
-def _run(plan: Plan, store: Store, folder: Path, address: str, up_to: int) -> int:
+def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
     from rich.console import Console
 
     from sacpo import results as tables
@@ -137,7 +132,8 @@ def _run(plan: Plan, store: Store, folder: Path, address: str, up_to: int) -> in
     console = Console(file=terminal, width=None if terminal.isatty() else 160)
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
-    sweep = _facts(plan, store, folder, argv=sys.argv)
+    folder = home.fetch()
+    sweep = _facts(plan, store, home, argv=sys.argv)
     for retracted in _verify_leaves(plan, store):
         console.print(f"computed again: {retracted}", markup=False)
     records = store.records(plan.steps)
@@ -147,13 +143,13 @@ def _run(plan: Plan, store: Store, folder: Path, address: str, up_to: int) -> in
     if missing:
         from sacpo.cluster import preflight, tuner
 
-        console.print(f"{plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps; results in {folder}")
+        console.print(f"{plan.space.name}: {len(plan.trials)} trials, {len(plan.steps)} steps; results in {home.uri}")
         try:
             with (
                 status.Register(plan, store, sweep),
                 logged(folder / "sweep.log"),
                 tuner.cluster(address),
-                Progress(plan, store, sweep, lambda found: tables.write(found, folder), console),
+                Progress(plan, store, sweep, lambda found: _keep(found, home), console),
             ):
                 if address != "local":
                     preflight.check(store, {name: sweep["versions"][name] for name in _PACKAGES})
@@ -162,9 +158,10 @@ def _run(plan: Plan, store: Store, folder: Path, address: str, up_to: int) -> in
             stopped = True
     found = tables.complete(plan, store, sweep)
     _count(found, sweep, time.monotonic() - started)
-    tables.write(found, folder)
+    _keep(found, home)
     write_report(found, folder)
-    _summarise(found, folder, console, stopped)
+    home.publish()
+    _summarise(found, home, console, stopped)
     return 0 if (found.trials["status"] == "done").all() else 1
 
 
@@ -191,14 +188,21 @@ def _verify_leaves(plan: Plan, store: Store) -> list[str]:
     return again
 
 
-def _facts(plan: Plan, store: Store, folder: Path, argv: list[str]) -> dict[str, Any]:
+def _keep(found: Any, home: Home) -> None:
+    from sacpo.results import write
+
+    write(found, home.folder)
+    home.publish()
+
+
+def _facts(plan: Plan, store: Store, home: Home, argv: list[str]) -> dict[str, Any]:
     space = plan.space.model_dump(mode="json")
     return {
         "run": uuid.uuid4().hex,
         "space": space,
         "space_id": content_id("space", space),
         "store": store.uri,
-        "results": str(folder),
+        "results": home.uri,
         "command": argv,
         "versions": {name: _version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
         "git_commit": _commit(),
@@ -243,7 +247,7 @@ def _count(found: Any, sweep: dict[str, Any], seconds: float) -> None:
     }
 
 
-def _summarise(found: Any, folder: Path, console: Any, stopped: bool) -> None:
+def _summarise(found: Any, home: Home, console: Any, stopped: bool) -> None:
     from sacpo.progress import trial_table
 
     counts = found.sweep["counts"]
@@ -257,7 +261,9 @@ def _summarise(found: Any, folder: Path, console: Any, stopped: bool) -> None:
         markup=False,
     )
     for name in ("report.html", "pareto.png", "trials.csv"):
-        console.print(f"  {os.path.relpath(folder / name)}", markup=False)
+        console.print(f"  {os.path.relpath(home.folder / name)}", markup=False)
+    if home.uri != str(home.folder):
+        console.print(f"  and in {home.uri}", markup=False)
     if stopped:
         console.print("stopped; the same command goes on from here", markup=False)
 

@@ -19,7 +19,7 @@ def write_space(data: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def arguments(space: Path, results: Path, *more: str) -> list[str]:
+def arguments(space: Path, results: str | Path, *more: str) -> list[str]:
     """The command line of a sweep."""
     return [sys.executable, "-m", "sacpo.sweep", str(space), "--results", str(results), *more]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service(tmp_path_factory.mktemp("s3") / "log")
     yield service
     service.close()
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new store's: on a path with an odd name, and in a bucket."""
+    if request.param == "folder":
+        return str(tmp_path / "odd 'name\"\\ of\na store")
+    service: Service = request.getfixturevalue("s3")
+    return service.uri(f"{uuid.uuid4().hex}/store")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,9 @@ from sacpo import cache as cache_module
 from sacpo import results as tables
 from sacpo import storage
 from sacpo.errors import StoreError
+from sacpo.judges.ledger import Ledger
 from sacpo.plan import Step
+from sacpo.steps.job import Job
 from sacpo.store import Store
 from tests.commands import arguments, write_space
 from tests.commands import run as run_module
@@ -28,7 +30,8 @@ STEP = Step("merge-0", "merge", "a step", {"q": 0.5}, {}, {})
 
 
 @pytest.fixture
-def uri(s3: Service) -> str:
+def bucket(s3: Service) -> str:
+    """A new store's URI."""
     return s3.uri(uuid.uuid4().hex)
 
 
@@ -40,9 +43,9 @@ def write(store: Store, name: str, size: int) -> str:
 
 
 def test_an_output_is_fetched_once_and_what_is_damaged_here_is_fetched_again(
-    uri: str, monkeypatch: pytest.MonkeyPatch
+    bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store(uri)
+    store = Store(bucket)
     write(store, "a", 1000)
     assert store.cache is not None
     fetched: list[str] = []
@@ -54,15 +57,15 @@ def test_an_output_is_fetched_once_and_what_is_damaged_here_is_fetched_again(
     assert not fetched, "this machine wrote it"
     content = path.read_bytes()
     path.write_bytes(content[:500])
-    assert (Store(uri).output("a") / "weights").read_bytes() == content
+    assert (Store(bucket).output("a") / "weights").read_bytes() == content
     assert len(fetched) == 1
     store.output("a")
     assert len(fetched) == 1
     assert store.record("a") is not None
 
 
-def test_large_files_go_in_parts_and_come_back_whole(uri: str) -> None:
-    store = Store(uri)
+def test_large_files_go_in_parts_and_come_back_whole(bucket: str) -> None:
+    store = Store(bucket)
     output = write(store, "a", 150 * 2**20)  # s3fs sends files of 100 MiB and more in parts
     before = (store.output("a") / "weights").read_bytes()
     assert store.cache is not None
@@ -70,9 +73,9 @@ def test_large_files_go_in_parts_and_come_back_whole(uri: str) -> None:
     assert (store.output("a") / "weights").read_bytes() == before
 
 
-def test_the_cache_keeps_within_its_bound_what_was_used_last(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_within_its_bound_what_was_used_last(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SACPO_CACHE_GB", "0.0025")
-    store = Store(uri)
+    store = Store(bucket)
     write(store, "a", 10**6)
     write(store, "b", 10**6)
     write(store, "c", 10**6)
@@ -89,8 +92,8 @@ def test_the_cache_keeps_within_its_bound_what_was_used_last(uri: str, monkeypat
         write(store, "e", 1)
 
 
-def test_a_service_that_is_silent_for_a_while_is_waited_for(s3: Service, uri: str) -> None:
-    store = Store(uri)
+def test_a_service_that_is_silent_for_a_while_is_waited_for(s3: Service, bucket: str) -> None:
+    store = Store(bucket)
     write(store, "a", 10)
     s3.pause()
     timer = threading.Timer(5.0, s3.resume)
@@ -103,18 +106,18 @@ def test_a_service_that_is_silent_for_a_while_is_waited_for(s3: Service, uri: st
         timer.join()
 
 
-def _race(uri: str, names: list[str], started: object) -> int:
-    files = Store(uri).files
+def _race(bucket: str, names: list[str], started: object) -> int:
+    files = Store(bucket).files
     started.wait()  # type: ignore[attr-defined]
     return sum(files.create(name, str(os.getpid()).encode()) for name in names)
 
 
-def test_of_many_that_create_the_same_exactly_one_does(uri: str) -> None:
+def test_of_many_that_create_the_same_exactly_one_does(bucket: str) -> None:
     names = [f"contested/{i}" for i in range(20)]
     spawn = multiprocessing.get_context("spawn")
     with spawn.Manager() as manager, spawn.Pool(4) as pool:
         started = manager.Event()
-        futures = [pool.apply_async(_race, (uri, names, started)) for _ in range(4)]
+        futures = [pool.apply_async(_race, (bucket, names, started)) for _ in range(4)]
         started.set()
         assert sum(future.get(120) for future in futures) == len(names)
 
@@ -125,16 +128,31 @@ def test_what_cannot_be_used_is_said_with_the_way_out(s3: Service, monkeypatch: 
     with pytest.raises(StoreError, match="unknown option endpoint; write s3://BUCKET"):
         Store(f"s3://{BUCKET}/x?endpoint={s3.endpoint}")
     with pytest.raises(StoreError, match="there is no bucket elsewhere; make it first"):
-        Store(f"s3://elsewhere/x?endpoint_override={s3.endpoint}").check()
+        storage.check(Store(f"s3://elsewhere/x?endpoint_override={s3.endpoint}").files)
     with pytest.raises(StoreError, match=r"cannot be reached: .*127\.0\.0\.1:9"):
-        Store(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9").check()
+        storage.check(Store(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9").files)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(Path("/nowhere")))
     with pytest.raises(StoreError, match="give keys that may read and write there"):
-        Store(s3.uri("y")).check()
+        storage.check(Store(s3.uri("y")).files)
     Store(s3.uri("z"))
+
+
+def test_what_one_machine_asked_a_judge_another_knows(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"outcome": "tie"}
+    for machine, known in (("one", None), ("two", row)):
+        monkeypatch.setenv("SACPO_CACHE", str(tmp_path / machine))
+        store = Store(bucket)
+        folder, logs = store.folder("judge-0") / "output-0001", store.log_folder("judge-0") / "0001"
+        job = Job("judge-0", {"judge": {"kind": "llm"}}, folder, {}, {}, {}, logs, "", machine, store.ledger, store, ())
+        with job.at_hand():
+            book = Ledger(store.ledger / "book", f"judge-0-{machine}")
+            assert book.get("key") == known
+            book.add("key", row)
 
 
 def test_two_machines_share_a_bucket_and_train_everything_once(
@@ -149,7 +167,7 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     drivers = []
     for name in ("one", "two"):
         environment = os.environ | {"SACPO_CACHE": str(tmp_path / f"cache-{name}")}
-        command = arguments(space, tmp_path / name, "--store", store)
+        command = arguments(space, s3.uri(f"results/{name}"), "--store", store)
         drivers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
     while not any(key.endswith("record.json") and "/train-" in key for key in s3.keys("shared/")):
         time.sleep(1)
@@ -159,7 +177,7 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     s3.resume()
     outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(outputs)
-    found = [tables.load(tmp_path / name) for name in ("one", "two")]
+    found = [tables.load(s3.uri(f"results/{name}")) for name in ("one", "two")]
     run = [sweep.sweep["counts"]["steps_run"] for sweep in found]
     assert sum(run) == len(found[0].steps)
     assert min(run) > 0, "both worked"
@@ -170,8 +188,11 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     assert not [key for key in keys if "/scratch/" in key], "what only a restart needs is gone"
     assert len([key for key in keys if key.endswith("record.json")]) == len(found[0].steps)
     assert [key for key in keys if key.endswith("worker-1.log")], "workers' logs can be read by anyone"
-    status = run_module("sacpo.sweep", "--status", "--store", store)
+    status = run_module("sacpo.sweep", "--status", s3.uri("results/one"))
     assert status.stdout.count("done") == 2, status.stdout
+    s3.client.delete_object(Bucket=BUCKET, Key="results/one/report.html")
+    assert run_module("sacpo.report", s3.uri("results/one")).returncode == 0
+    assert "results/one/report.html" in s3.keys("results/one/")
 
 
 def _numbers(found: tables.Results) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from sacpo import liveness
 from sacpo.errors import StoreError
 from sacpo.plan import Step
 from sacpo.store import CorruptOutput, Store
-from tests.s3 import Service
 
 SPAWN = multiprocessing.get_context("spawn")
 STEP = Step("merge-0", "merge", "a step", {"q": 0.5}, {}, {})
@@ -28,15 +26,6 @@ def done(store: Store, step: Step = STEP, content: str = "weights") -> dict[str,
     assert claim is not None
     (claim.folder / "a.safetensors").write_text(content)
     return claim.commit({"seconds": 1.0})
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new store's: on a path with an odd name, and in a bucket."""
-    if request.param == "folder":
-        return str(tmp_path / "odd 'name\"\\ of\na store")
-    service: Service = request.getfixturevalue("s3")
-    return service.uri(f"{uuid.uuid4().hex}/store")
 
 
 def test_a_step_is_done_when_its_record_is_there_and_then_claimed_no_more(uri: str) -> None:

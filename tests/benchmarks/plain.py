@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ def train(policy: Path, data: Path, out: Path, kl_parameter: float, settings: di
     """One DPO stage with a live reference, on examples that are tokenised already; writes `clock.json` too."""
     import deepspeed
     import pyarrow.parquet as pq
+    import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -53,6 +55,9 @@ def train(policy: Path, data: Path, out: Path, kl_parameter: float, settings: di
     if trainer.is_world_process_zero():
         tokenizer.save_pretrained(out)
         (out / "clock.json").write_text(json.dumps({"first": clock.first, "ends": clock.ends}))
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # now and then one aborts in the interpreter's end ("terminate called without an active exception")
 
 
 def merge(first: Path, second: Path, q: float, out: Path) -> None:

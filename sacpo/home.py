@@ -1,0 +1,51 @@
+"""Where a results folder is: on a path, or in a bucket with a working copy on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sacpo.cache import local_root
+from sacpo.storage import Bucket, Folder, open_files
+
+
+class Home:
+    """A results folder's place.
+
+    Args:
+        uri: A path, or `s3://BUCKET/PREFIX` (`sacpo.storage.Bucket`).
+
+    Raises:
+        StoreError: it is neither.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        self.files: Folder | Bucket = open_files(str(uri), "--results")
+        self.uri = self.files.uri
+        self.folder = Path(self.uri) if isinstance(self.files, Folder) else local_root(self.uri) / "results"
+        self._sent: dict[str, int] = {}
+
+    @property
+    def store(self) -> str:
+        """URI of the store that belongs to it where no other is named."""
+        return self.files.below("store")
+
+    def fetch(self) -> Path:
+        """The folder, with the files that the bucket has."""
+        if isinstance(self.files, Bucket):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in self.files.names(""):
+                part = self.folder / f".{name}.{os.getpid()}"
+                if "." in name and self.files.download(name, part):  # a file: folders' names here have no ending
+                    os.replace(part, self.folder / name)
+                    self._sent[name] = (self.folder / name).stat().st_mtime_ns
+        return self.folder
+
+    def publish(self) -> None:
+        """Have the files that changed in the bucket; the store and Ray's own folders stay where they are."""
+        if isinstance(self.files, Bucket):
+            for path in sorted(self.folder.iterdir()):
+                changed = path.stat().st_mtime_ns
+                if path.is_file() and not path.name.startswith(".") and self._sent.get(path.name) != changed:
+                    self.files.upload(path, path.name)
+                    self._sent[path.name] = changed

@@ -1,0 +1,141 @@
+"""Sweeps on one store while something is killed every few seconds, and what is left of them when it stops.
+
+Killed are processes picked at random among all that the sweeps have started: drivers, Ray's own, controllers, workers.
+A driver that ended is started again by the same command, as its user would. After the time is up all may finish; their
+tables are held against those of the same sweeps undisturbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from sacpo import results as tables
+from tests.commands import arguments, sweep, write_space
+from tests.spaces import ROOT, small
+
+COLUMNS = ["trial_id", "label", "status", "helpfulness", "harmlessness", "kl_to_sft"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweeps", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=300.0, help="how long to kill")
+    parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        spaces = [write_space(small(name=f"soak-{i}", seeds=[i // 2]), folder) for i in range(options.sweeps)]
+        for i, space in enumerate(spaces):
+            answer = sweep(space, folder / f"calm-{i}", "--store", str(folder / "calm"), timeout=3600)
+            if answer.returncode:
+                raise SystemExit(answer.stdout + answer.stderr)
+        soak = Soak(spaces, folder)
+        stop = time.monotonic() + options.seconds
+        while time.monotonic() < stop and not soak.over():
+            time.sleep(rng.expovariate(1 / options.every))
+            soak.kill_one(rng)
+            soak.watch()
+        kills = sum(soak.kills.values())
+        print(f"{kills} kills: {dict(soak.kills)}; {soak.restarts} drivers started again", flush=True)
+        survived = soak.finish(3600)
+        lost = 0
+        for i in range(options.sweeps):
+            calm, after = (tables.load(folder / f"{name}-{i}").trials[COLUMNS] for name in ("calm", "soak"))
+            same = calm.eq(after) | (calm.isna() & after.isna())
+            lost += int((~same.all(axis=1)).sum())
+        figures = {
+            "sweeps_survived": survived,
+            "sweeps": options.sweeps,
+            "kills": kills,
+            "driver_restarts": soak.restarts,
+            "steps_repeated": soak.repeated(),
+            "rows_lost": lost,
+        }
+    print(json.dumps(figures))
+
+
+class Soak:
+    """The sweeps under fire.
+
+    Args:
+        spaces: Their files.
+        folder: Where their results and their store go.
+    """
+
+    def __init__(self, spaces: list[Path], folder: Path) -> None:
+        self.commands = [
+            arguments(space, folder / f"soak-{i}", "--store", str(folder / "store")) for i, space in enumerate(spaces)
+        ]
+        self.store, self.output = folder / "store", (folder / "output").open("ab")
+        self.kills: Counter[str] = Counter()
+        self.restarts = 0
+        self._records: dict[str, int] = {}
+        self._repeated: set[str] = set()
+        self.drivers = [self._start(command) for command in self.commands]
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output)
+
+    def kill_one(self, rng: random.Random) -> None:
+        """Kill one process of the running sweeps; each kind is as likely as any other."""
+        kinds: dict[str, list[psutil.Process]] = {}
+        for driver in self.drivers:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(driver.pid)
+                kinds.setdefault("driver", []).append(root)
+                for process in root.children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        words = process.cmdline() or [process.name()]
+                        kinds.setdefault(Path(words[0].partition("-")[0]).name.partition(":")[0], []).append(process)
+        if kinds:
+            kind = rng.choice(sorted(kinds))
+            with contextlib.suppress(psutil.Error):
+                rng.choice(kinds[kind]).kill()
+                self.kills[kind] += 1
+
+    def watch(self) -> None:
+        """Start drivers again that ended too early, and see which records were written anew."""
+        for i, driver in enumerate(self.drivers):
+            if driver.poll() not in (None, 0):
+                self.drivers[i] = self._start(self.commands[i])
+                self.restarts += 1
+        for path in self.store.glob("steps/*/record.json"):
+            with contextlib.suppress(FileNotFoundError):
+                number = json.loads(path.read_bytes())["attempts"]
+                if self._records.setdefault(path.parent.name, number) != number:
+                    self._repeated.add(path.parent.name)
+
+    def over(self) -> bool:
+        return all(driver.poll() == 0 for driver in self.drivers)
+
+    def finish(self, timeout: float) -> int:
+        """Let all end; how many did well."""
+        deadline = time.monotonic() + timeout
+        while not self.over() and time.monotonic() < deadline:
+            self.watch()
+            time.sleep(1.0)
+        self.watch()
+        for driver in self.drivers:
+            if driver.poll() is None:
+                driver.terminate()
+        return sum(driver.poll() == 0 for driver in self.drivers)
+
+    def repeated(self) -> int:
+        """Steps that were done and then done again."""
+        return len(self._repeated)
+
+
+if __name__ == "__main__":
+    main()
