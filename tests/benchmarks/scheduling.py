@@ -157,8 +157,8 @@ def own_cost(trials: int, folder: Path) -> tuple[float, float, float]:
         over.set()
         thread.join()
     assert all(store.record(step) for step in ids)
-    half = next(rss for done, rss in memory if done >= trials / 2)
-    return 1e3 * bare / trials, 1e3 * ours / trials, (memory[-1][1] - half) / 2**20
+    late = [rss for done, rss in memory if trials / 2 <= done < trials]  # afterwards processes end
+    return 1e3 * bare / trials, 1e3 * ours / trials, (late[-1] - late[0]) / 2**20
 
 
 def _rss(process: psutil.Process) -> int:
