@@ -144,8 +144,9 @@ def run_trials(
         max_concurrency=2 * trials + 2,
         runtime_env={"env_vars": _own_address()},
     ).remote(runner, workers + plan.space.resources.workers, trials)  # the next group is about to start before its turn
+    runner_ref = ray.put(runner)
     trainable = tune.with_resources(
-        tune.with_parameters(_trial, runner=runner, dispatcher=dispatcher),
+        tune.with_parameters(_trial, runner=[runner_ref], run=run, dispatcher=dispatcher),
         tune.PlacementGroupFactory([{_HEAD: 0.0001, "memory": _TRIAL_BYTES}]),
     )
     tuner = tune.Tuner(
@@ -185,10 +186,15 @@ class _Lost(tune.Callback):  # type: ignore[misc]
         self.dispatcher.lost.remote(trial.config["trial"])
 
 
-def _trial(config: dict[str, Any], runner: Runner, dispatcher: Any) -> None:
-    """One trial, in its own process: carries out what it is handed until it may leave."""
+_runners: dict[str, Runner] = {}  # by run; a process that has done one trial does others, and a plan can be large
+
+
+def _trial(config: dict[str, Any], runner: list[Any], run: str, dispatcher: Any) -> None:
+    """One trial: carries out what it is handed until it may leave."""
     trial: str = config["trial"]
+    if run not in _runners:
+        _runners[run] = ray.get(runner[0])
     ended = None
     while (step := ray.get(dispatcher.take.remote(trial, ended))) is not None:
-        ended = attempt(runner, step)
+        ended = attempt(_runners[run], step)
     tune.report({"trial_id": trial})
