@@ -32,6 +32,7 @@ def cluster() -> Iterator[Any]:
     found.shutdown()
 
 
+@pytest.mark.timeout(1800)
 def test_a_sweep_outlives_its_worker_node_and_uses_one_that_joins(
     cluster: Any, small_results: Path, tmp_path: Path
 ) -> None:

@@ -155,6 +155,7 @@ def test_what_one_machine_asked_a_judge_another_knows(
             book.add("key", row)
 
 
+@pytest.mark.timeout(1800)
 def test_two_machines_share_a_bucket_and_train_everything_once(
     s3: Service, small_results: Path, tmp_path: Path
 ) -> None:
