@@ -65,7 +65,7 @@ class Folder:
             temporary.write_bytes(content)
             yield temporary
         except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+            raise StoreError(f"{self.uri} cannot be written: {error.strerror}") from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -224,7 +224,7 @@ def test_a_trial_that_can_never_fit_is_refused_before_any_work(tmp_path: Path) -
     ("more", "expected"),
     [
         (["--results", "/proc/nowhere"], "cannot be written"),
-        (["--store", "gs://bucket/x"], "gs:// stores are not supported; give a path"),
+        (["--store", "gs://bucket/x"], "gs:// is not supported; give a path"),
         (["--store", "s3://bucket/x?endpoint=y"], "unknown option endpoint"),
         (["--set", "chains.0.beta=-1"], "should be greater than 0"),
         (["--address", "127.0.0.1:1"], "no Ray cluster there"),
