@@ -204,7 +204,7 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     killed = threading.Event()
 
     def kill() -> None:
-        scratch = Store(root).scratch(step)
+        scratch = Path(Store(root).scratch(step))
         while not any(checkpoints(path) for path in scratch.rglob("checkpoint_manager_snapshot.json")):
             time.sleep(0.05)
         os.kill(train_workers()[0], signal.SIGKILL)
