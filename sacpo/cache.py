@@ -45,7 +45,7 @@ class Cache:
         folder = self.root / key
         with self._alone(key):
             known = self._known(key)
-            missing = [n for n, digest in digests.items() if known.get(n) != [*_stamp(folder / n), digest]]
+            missing = [n for n, digest in digests.items() if known.get(n) != [*stamp(folder / n), digest]]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 found = dict(zip(missing, pool.map(lambda n: self._get(key, n, digests[n]), missing), strict=True))
             for name, problem in found.items():
@@ -62,15 +62,9 @@ class Cache:
         path = self.root / key / name
         if path.is_file() and file_digest(path) == digest:
             return None
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        if not self.files.download(f"{key}/{name}", part):
+        if not self.files.download(f"{key}/{name}", path):
             return "is missing"
-        if file_digest(part) != digest:
-            part.unlink()
-            return "does not match its digest"
-        os.replace(part, path)
-        return None
+        return None if file_digest(path) == digest else "does not match its digest"
 
     def keep(self, key: str, pattern: str) -> dict[str, str]:
         """Write the files of a folder here to the bucket; their digests by name."""
@@ -92,12 +86,8 @@ class Cache:
         key = str(folder.relative_to(self.root))
         books = self.files.names(key)
         for name in [f"{book}/{name}" for book in books for name in self.files.names(f"{key}/{book}")]:
-            path = folder / name
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_name(f".{path.name}.{os.getpid()}")
-                if self.files.download(f"{key}/{name}", part):
-                    os.replace(part, path)
+            if not (folder / name).exists():
+                self.files.download(f"{key}/{name}", folder / name)
 
     def drop(self, key: str) -> None:
         """Forget a folder."""
@@ -125,7 +115,7 @@ class Cache:
 
     def _know(self, key: str, digests: dict[str, str]) -> None:
         folder = self.root / key
-        known = {name: [*_stamp(folder / name), digest] for name, digest in digests.items()}
+        known = {name: [*stamp(folder / name), digest] for name, digest in digests.items()}
         self._beside(key, "known").write_text(json.dumps(known))
 
     def _trim(self) -> None:
@@ -158,7 +148,8 @@ def _within(folder: Path, pattern: str = "*") -> list[Path]:
     return sorted(path for path in folder.rglob(pattern) if path.is_file())
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file; what no file has where there is none."""
     try:
         status = path.stat()
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sacpo.cache import local_root
@@ -35,10 +34,9 @@ class Home:
         if isinstance(self.files, Bucket):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in self.files.names(""):
-                part = self.folder / f".{name}.{os.getpid()}"
-                if "." in name and self.files.download(name, part):  # a file: folders' names here have no ending
-                    os.replace(part, self.folder / name)
-                    self._sent[name] = (self.folder / name).stat().st_mtime_ns
+                path = self.folder / name
+                if "." in name and self.files.download(name, path):  # a file: folders' names here have no ending
+                    self._sent[name] = path.stat().st_mtime_ns
         return self.folder
 
     def publish(self) -> None:

@@ -255,7 +255,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Exit status: 0 the report is written, 2 the folder holds no results."""
+    """The command. Exit status: 0 the report is written, 2 the folder holds no results or cannot be written."""
     parser = argparse.ArgumentParser(
         prog="python -m sacpo.report", description="Rebuild a sweep's tables, plots and HTML page from what is stored."
     )
@@ -270,11 +270,11 @@ def main(argv: list[str] | None = None) -> int:
         except StoreError as error:
             print(f"{error}; the tables are used as they were last written", file=sys.stderr)
             results = load(folder)
+        write_report(results, folder)
+        home.publish()
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_report(results, folder)
-    home.publish()
     for name in ("report.html", "pareto.png", "trials.csv"):
         print(folder / name)
     return 0

@@ -187,11 +187,14 @@ class Bucket:
         self._put(lambda: self._fs.put_file(str(path), self.path(key)))
 
     def download(self, key: str, path: Path) -> bool:
-        """Read an object into a file; whether it was there."""
+        """Read an object into a file, which is whole or as it was; whether the object was there."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self._patiently(lambda: self._fs.get_file(self.path(key), str(path)))
+            self._patiently(lambda: self._fs.get_file(self.path(key), str(part)))
         except FileNotFoundError:
             return False
+        os.replace(part, path)
         return True
 
     def names(self, folder: str) -> list[str]:
