@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterable
@@ -27,13 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from sacpo import liveness
-from sacpo.cache import Cache, folder_digests
+from sacpo.cache import Cache, folder_digests, stamp
 from sacpo.errors import StoreError
 from sacpo.identity import file_digest
 from sacpo.plan import Step
 from sacpo.storage import Bucket, Folder, open_files
 
 Record = dict[str, Any]
+
+_LEAST_SPACE = 2**20  # bytes
 
 
 class Store:
@@ -109,7 +112,7 @@ class Store:
             path = self._here(key) / name
             if not path.is_file():
                 return f"{name} is missing"
-            if _digest(path, *_stamp(path)) != digest:
+            if _digest(path, *stamp(path)) != digest:
                 return f"{name} does not match its digest"
         return None
 
@@ -181,6 +184,14 @@ class Store:
         """Path in `filesystem` where a running step keeps what only a restart needs; removed when the step is done."""
         key = f"scratch/{step_id}"
         return str(self.files.root / key) if isinstance(self.files, Folder) else self.files.path(key)
+
+    def drop_scratch(self, step_id: str) -> None:
+        """Have a step, should it be restarted, start from its beginning."""
+        self.files.remove(f"scratch/{step_id}")
+
+    def full(self) -> bool:
+        """Whether the disk on this machine where outputs are written has no space left."""
+        return shutil.disk_usage(self._here("")).free < _LEAST_SPACE
 
     def filesystem(self) -> Any:
         """The store's pyarrow file system; none: this machine's."""
@@ -281,7 +292,7 @@ class Claim:
         self._end("done", {})  # should the record be retracted
         if not mine:
             self.store.discard(f"steps/{self.step.id}/{self.output}")
-        self.store.files.remove(f"scratch/{self.step.id}")
+        self.store.drop_scratch(self.step.id)
         stored = self.store.record(self.step.id)
         assert stored is not None, "written just now"
         return stored
@@ -299,11 +310,6 @@ class Claim:
     def _end(self, how: str, why: dict[str, Any]) -> None:
         self._heart.stop()
         self.store.files.create(_attempt(self.step.id, self.number, how), json.dumps(why).encode())
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=4096)

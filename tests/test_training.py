@@ -176,8 +176,9 @@ def test_class_weights_make_both_classes_weigh_the_same() -> None:
 def test_a_diverged_stage_fails_with_its_reason_and_leaves_nothing_behind(
     train: Callable[..., tuple[Record, Path, Store]],
 ) -> None:
-    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller learning_rate"):
+    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller") as raised:
         train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9, resources__workers=2)
+    assert "died" not in str(raised.value), "it is told at once, not tried again"
     assert free_again()
 
 
@@ -192,22 +193,29 @@ def free_again(timeout: float = 60.0) -> bool:
     return False
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
-    train: Callable[..., tuple[Record, Path, Store]], base: Path, tmp_path: Path
+    train: Callable[..., tuple[Record, Path, Store]], base: Path, tmp_path: Path, damaged: bool
 ) -> None:
-    """`kill -9` of one of two workers mid-stage: the stage resumes and ends with the weights of an undisturbed one."""
+    """`kill -9` of one of two workers mid-stage: the stage resumes and ends with the weights of an undisturbed one.
+
+    Where the checkpoint was cut off meanwhile, it is not trusted: the stage begins anew.
+    """
     changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 30}
     _, calm, _ = train(**changes)
     plan = stage_plan(**changes)
     step = plan.trials[1].policy["policy"]
     root = tmp_path / "1"
-    killed = threading.Event()
+    killed, cut = threading.Event(), list[Path]()
 
     def kill() -> None:
         scratch = Path(Store(root).scratch(step))
         while not any(checkpoints(path) for path in scratch.rglob("checkpoint_manager_snapshot.json")):
             time.sleep(0.05)
         os.kill(train_workers()[0], signal.SIGKILL)
+        for path in [p for p in scratch.rglob("checkpoint_*/**/*.pt") if damaged]:
+            os.truncate(path, path.stat().st_size // 2)
+            cut.append(path)
         killed.set()
 
     def checkpoints(snapshot: Path) -> int:
@@ -221,7 +229,8 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     thread.start()
     record, output, _ = train(**changes)
     assert killed.is_set()
-    assert record["metrics"]["resumed"]
+    assert record["metrics"]["resumed"] is not damaged
+    assert bool(cut) is damaged
     assert losses(output) == losses(calm)
     assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(output).items())
 

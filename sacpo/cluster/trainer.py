@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,30 +20,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import ray.train.torch
 import ray.util.scheduling_strategies
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
-from sacpo.errors import SacpoError, StepError
+from sacpo.errors import SacpoError, StepError, StoreError
 from sacpo.steps.job import Facts, Job, worker_resources
 
 # A worker group waits for its placement group this long, while others train, before Ray Train looks again.
 _START_TIMEOUT_S = "1800"
+_SIZES = "sizes-"  # a worker's note, in a checkpoint, of the files that it wrote there
 
 
 def train(job: Job) -> dict[str, Any]:
     """Run a `train` step on its own worker group and wait for it.
 
-    A dead worker restarts the group from the last checkpoint, `resources.max_restarts` times; an error that the
-    training itself raised is final.
+    A dead worker restarts the group from the last checkpoint, `resources.max_restarts` times, or from the stage's
+    beginning where that checkpoint is damaged; an error that the training itself raised is final.
 
     Raises:
         StepError: training failed; the message is its reason.
+        DamagedCheckpoint: it was, and the group may not be restarted again.
     """
     resources = job.resources
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
@@ -50,7 +56,7 @@ def train(job: Job) -> dict[str, Any]:
         trainer = _Trainer(
             _worker,
             train_loop_config={"job": job},
-            torch_config=ray.train.torch.TorchConfig(backend="nccl" if resources["gpus_per_worker"] else "gloo"),
+            torch_config=_TorchConfig(backend="nccl" if resources["gpus_per_worker"] else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources["workers"],
                 use_gpu=resources["gpus_per_worker"] > 0,
@@ -72,12 +78,19 @@ def train(job: Job) -> dict[str, Any]:
             return outcome if job.store.cache is None else outcome | {"files": _keep(job, node)}
         except Exception as error:
             raised = _own_error(error)
-            if raised is not None:
+            last = attempt == resources["max_restarts"]
+            if isinstance(raised, DamagedCheckpoint):
+                job.store.drop_scratch(job.step_id)
+            if raised is not None and (last or not isinstance(raised, DamagedCheckpoint)):
                 raise raised from error
-            if attempt == resources["max_restarts"]:
+            if last:
                 raise StepError(f"the workers died {attempt + 1} times: {_last_line(error)}") from error
             logging.getLogger(__name__).warning("%s: restarting after %s", job.step_id, _last_line(error))
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+class DamagedCheckpoint(StoreError):
+    """What a stage was to go on from is not what was written."""
 
 
 class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
@@ -85,6 +98,30 @@ class _Trainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
+
+
+class _TorchConfig(ray.train.torch.TorchConfig):  # type: ignore[misc]
+    """Ray's, but gloo speaks over the interface of the node's own address.
+
+    By itself it takes what the host's name resolves to, which on many systems is the loopback.
+    """
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: _TorchConfig) -> None:
+        worker_group.execute(_name_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _name_interface() -> None:
+    mine = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if mine in [found.address for found in addresses]:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
@@ -113,19 +150,24 @@ def _keep(job: Job, node: str) -> dict[str, str]:
 def _own_error(error: BaseException) -> SacpoError | None:
     """The error that the training code raised; none if a worker, its node or its controller died.
 
-    Ray Train wraps what the training code raised and gives its own exceptions for workers that went away. When one
-    worker raises, others may fail for that reason (a broken collective), so an error of this package speaks first.
+    Ray has exceptions of its own for workers that went away. When one worker raises, others may fail for that reason (a
+    broken collective), so an error of this package speaks first.
     """
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, SacpoError):
         return error.cause
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
-    raised = [f._base_exc for f in failures if isinstance(f, UserExceptionWithTraceback)]
-    ours = [f for f in raised if isinstance(f, SacpoError)]
+    ours = [f for f in failures if isinstance(f, SacpoError)]
     if ours:
         return ours[0]
-    if len(raised) < len(failures) or not raised:
+    if not failures or any(_is_loss(f) for f in failures):
         return None  # somebody died; what the others raised follows from it
-    return StepError(f"{type(raised[0]).__name__}: {_last_line(raised[0])}")
+    return StepError(f"{type(failures[0]).__name__}: {_last_line(failures[0])}")
+
+
+def _is_loss(error: Exception) -> bool:
+    """Whether a worker or its peer went away; a collective may say so before Ray does."""
+    ray_says = isinstance(error, ray.exceptions.RayError | RayTrainError)
+    return ray_says or re.search(r"\bgloo\b|\bnccl\b", str(error), re.IGNORECASE) is not None
 
 
 def _last_line(error: BaseException) -> str:
@@ -155,6 +197,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         if checkpoint is not None:
             checkpoint.to_directory(str(resumed))
+            _check_sizes(Path(str(resumed)))
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
         facts.ready("group")
         placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir)
@@ -227,7 +270,24 @@ def _held_open(path: Path) -> bool:
 
 def _hand_on(folder: Path, update: int) -> None:
     """Report a checkpoint: every worker uploads its own part, and all wait until every part is written."""
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    (folder / f"{_SIZES}{ray.train.get_context().get_world_rank()}.json").write_text(json.dumps(sizes))
     ray.train.report({"update": update}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+def _check_sizes(folder: Path) -> None:
+    """Raises DamagedCheckpoint unless every worker's part has all its files in full length."""
+    parts = list(folder.glob(f"{_SIZES}*.json"))
+    try:
+        sizes = {name: size for part in parts for name, size in json.loads(part.read_text()).items()}
+    except ValueError as error:
+        raise DamagedCheckpoint(f"the checkpoint is damaged: {error}") from error
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).exists() else "no"
+        if found != size:
+            raise DamagedCheckpoint(f"the checkpoint is damaged: {name} has {found} bytes of {size}")
+    if len(parts) != ray.train.get_context().get_world_size():
+        raise DamagedCheckpoint("the checkpoint is damaged: a worker's part is missing")
 
 
 def _log_to(path: Path) -> None:
