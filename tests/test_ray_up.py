@@ -1,0 +1,81 @@
+"""`ray up` on machines that one has, for real: hosts with SSH, and a sweep on the cluster that comes up."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from sacpo import results as tables
+from tests import hosts
+from tests.commands import write_space
+from tests.spaces import ROOT, small
+from tests.test_faults import NUMBERS
+
+_SPACE = "/mnt/shared/small.yaml"
+
+
+@pytest.fixture
+def machines(tmp_path: Path) -> Iterator[hosts.Hosts]:
+    """A head and two workers."""
+    if (why := hosts.missing()) is not None:
+        pytest.skip(why)
+    with hosts.running(3, tmp_path) as found:
+        yield found
+
+
+def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
+    """clusters/owned.yaml with its CHANGE lines changed; the environment is linked, not installed again."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "owned.yaml").read_text())
+    head, *workers = machines.addresses
+    config["cluster_name"] = f"sacpo-test-{os.getpid()}"
+    config["provider"] |= {"head_ip": head, "worker_ips": workers}
+    config["auth"] = {"ssh_user": "root", "ssh_private_key": str(machines.key)}
+    installing = [command for command in config["setup_commands"] if "uv" in command]
+    assert len(installing) == 3
+    kept = [command for command in config["setup_commands"] if command not in installing]
+    config["setup_commands"] = [f"ln -sfn {Path(sys.prefix)} ~/venv", *kept]
+    config["worker_start_ray_commands"][-1] += " --num-cpus=1"  # so that no two workers share a machine
+    path = folder / "owned.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.timeout(1200)
+def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
+    machines: hosts.Hosts, small_results: Path, tmp_path: Path
+) -> None:
+    """Both workers' places are on machines of their own, so every stage's ZeRO-3 speaks over the network."""
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))
+    environment = os.environ | {"HOME": str(home), "RAY_TMPDIR": str(tmp_path), "PATH": hosts.PATH}
+    config = cluster_file(machines, tmp_path)
+
+    def ray(*words: str) -> str:
+        command = [str(Path(sys.executable).with_name("ray")), *words]
+        answer = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert answer.returncode == 0, answer.stdout + answer.stderr
+        return answer.stdout
+
+    write_space(small(resources__workers=2), machines.shared)
+    ray("up", str(config), "--yes", "--no-config-cache")
+    try:
+        wanted = 'python -c "import ray, time; ray.init()\nwhile len(ray.nodes()) < 3: time.sleep(1)"'
+        ray("exec", str(config), wanted)
+        sweep = f"cd ~/sacpo && python -m sacpo.sweep {_SPACE} --results /mnt/shared/results --address auto"
+        print(ray("exec", str(config), sweep))
+    finally:
+        ray("down", str(config), "--yes")
+    found, calm = tables.load(machines.shared / "results"), tables.load(small_results)
+    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])
