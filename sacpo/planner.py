@@ -156,8 +156,6 @@ class _Planner:
             policy = self._training(method, objective, settings, parameter, seed, policy, data, label)
         return policy
 
-    # ----------------------------------------------------------------------------------------------------- the trials
-
     def _train_judge(self, judge: TrainedJudge, criterion: str) -> str:
         data = self._data(judge.objective, "pairs", judge)
         return self._training(

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sacpo.errors import SacpoError
 from sacpo.evaluation import CRITERIA
 from sacpo.plan import Plan
 from sacpo.results import Results, collect
@@ -42,7 +43,7 @@ class Progress:
         self.seen = store.records(plan.steps)
         self.reused = len(self.seen)
         self.failed: dict[str, str] = {}
-        self.results = collect(plan, store, sweep)
+        self.results = collect(plan, store, sweep, self.seen)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
@@ -60,9 +61,15 @@ class Progress:
             self._live.stop()
 
     def _watch(self) -> None:
-        while not self._stop.wait(1.0):
-            self._look()
-        self._look()  # what ended in the last second is told too
+        over, trouble = False, ""
+        while not over:
+            over = self._stop.wait(1.0)  # what ended in the last second is told too
+            try:
+                self._look()
+            except SacpoError as error:  # a disk that is full, a bucket that is silent: the next look may do better
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self._line(trouble)
 
     def _look(self) -> None:
         news = False
@@ -84,7 +91,7 @@ class Progress:
                 )
         if news:
             before = self._ended()
-            self.results = collect(self.plan, self.store, self.sweep)
+            self.results = collect(self.plan, self.store, self.sweep, self.seen)
             if self._ended() != before:
                 self.on_trial(self.results)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,11 @@ _MORE = ("exact", "differences", "categories", "length", "seeds", "panel", "agre
 
 
 def write(results: Results, folder: Path) -> None:
-    """Write `sweep.json` and the tables, each atomically."""
+    """Write `sweep.json` and the tables, each atomically.
+
+    Raises:
+        StoreError: one cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "sweep.json", json.dumps(results.sweep, indent=1).encode())
     for name in _TABLES:
@@ -133,13 +138,17 @@ def write(results: Results, folder: Path) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def collect(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
-    """Build the tables from what is in the store now; what is not there yet is pending."""
-    outputs = _Outputs(plan, store)
+def collect(plan: Plan, store: Store, sweep: dict[str, Any], records: Mapping[str, Record] | None = None) -> Results:
+    """Build the tables from what is in the store now, `records` if they were read; what is not there yet is pending."""
+    outputs = _Outputs(plan, store, store.records(plan.steps) if records is None else records)
     responses = pd.concat([_responses(trial, outputs) for trial in plan.trials], ignore_index=True)
     verdicts = pd.concat([_verdicts(trial, plan, outputs) for trial in plan.trials], ignore_index=True)
     main = verdicts[verdicts["panel"].eq("") & verdicts["baseline_id"].eq(plan.baseline.trial_id)]
@@ -163,9 +172,9 @@ def complete(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
 class _Outputs:
     """Records and verified outputs of one look at the store, each read once."""
 
-    def __init__(self, plan: Plan, store: Store) -> None:
+    def __init__(self, plan: Plan, store: Store, records: Mapping[str, Record]) -> None:
         self.plan, self.store = plan, store
-        self.records: dict[str, Record | None] = dict.fromkeys(plan.steps) | store.records(plan.steps)
+        self.records: dict[str, Record | None] = dict.fromkeys(plan.steps) | dict(records)
         baseline = plan.baseline.probabilities
         self.sft = self.probabilities(baseline) if baseline is not None else None
 

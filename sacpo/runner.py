@@ -6,6 +6,8 @@ claimed; whoever finds it claimed by a live holder waits, holding nothing.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ from sacpo.steps.job import Job
 from sacpo.store import Claim, CorruptOutput, Record, Store
 
 POLL_S = 0.2
+_NO_SPACE = os.strerror(errno.ENOSPC)
 
 
 class Executor(Protocol):
@@ -75,6 +78,9 @@ class Runner:
             except Exception as error:
                 log = self.store.latest_log(step_id)
                 reason = str(error) if isinstance(error, SacpoError) else f"{type(error).__name__}: {error}"
+                if _NO_SPACE in reason or self.store.full():
+                    claim.release()
+                    raise StoreError(f"{_NO_SPACE} for what the step writes ({reason[:300]})") from error
                 claim.fail(reason, log)
             except BaseException:
                 claim.release()

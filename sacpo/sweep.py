@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,9 @@ from sacpo.planner import make_plan
 from sacpo.space import Space
 from sacpo.storage import check
 from sacpo.store import CorruptOutput, Store
+from sacpo.versions import PACKAGES, commit, version
 
 QUICKSTART = Path(__file__).parent.parent / "tune_spaces" / "quickstart.yaml"
-_PACKAGES = ("sacpo", "ray", "torch", "transformers", "trl", "deepspeed", "datasets", "pandas", "accelerate")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,9 +149,13 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                 tuner.cluster(address),
                 Progress(plan, store, sweep, lambda found: _keep(found, home), console),
             ):
-                if address != "local":
-                    preflight.check(store, {name: sweep["versions"][name] for name in _PACKAGES})
-                tuner.run_trials(plan, store, sweep["run"], folder / ".tune", up_to=up_to)
+                versions = {name: sweep["versions"][name] for name in PACKAGES}
+                for note in preflight.check(plan, store, versions, records.keys()):
+                    sweep["notes"].append(note)
+                    console.print(f"note: {note}", markup=False)
+                given_up = tuner.run_trials(plan, store, sweep["run"], folder / ".tune", up_to=up_to)
+            for step, why in given_up.items():
+                console.print(f"GIVEN UP {plan.steps[step].label}: {why}", markup=False)
         except KeyboardInterrupt:
             stopped = True
     found = tables.complete(plan, store, sweep)
@@ -204,31 +206,12 @@ def _facts(plan: Plan, store: Store, home: Home, argv: list[str]) -> dict[str, A
         "store": store.uri,
         "results": home.uri,
         "command": argv,
-        "versions": {name: _version(name) for name in _PACKAGES} | {"python": sys.version.split()[0]},
-        "git_commit": _commit(),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": sys.version.split()[0]},
+        "git_commit": commit(),
         "started": time.time(),
         "notes": list(plan.notes),
         "canaries": "run" if plan.canaries else "skipped",
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _commit() -> str | None:
-    """The commit of the package's own repository, if it is in one."""
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _count(found: Any, sweep: dict[str, Any], seconds: float) -> None:

@@ -64,6 +64,7 @@ class Server:
     def __init__(self, policy: Policy, structured: bool = True) -> None:
         self.policy, self.structured = policy, structured
         self.base_url = ""
+        self.models = 200  # the status of the list of models
         self.attempts: Counter[tuple[str, str, str]] = Counter()
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []  # monotonic, of each request's arrival
@@ -85,6 +86,9 @@ class Server:
             return await self._answer(request, body)
         finally:
             self.at_once -= 1
+
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"data": []}, status=self.models)
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not self.structured and "response_format" in body:
@@ -138,6 +142,7 @@ def scripted(policy: Policy, structured: bool = True) -> Iterator[Server]:
     loop = asyncio.new_event_loop()
     application = web.Application(client_max_size=2**24)
     application.router.add_post("/v1/chat/completions", server.handle)
+    application.router.add_get("/v1/models", server.list_models)
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=1)
 
     async def end() -> None:

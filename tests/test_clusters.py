@@ -13,7 +13,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,7 @@ import pytest
 import yaml
 from moto import mock_aws
 
-from sacpo.cluster import preflight, spot
-from sacpo.errors import ClusterError
-from sacpo.store import Store
+from sacpo.cluster import spot
 from tests.s3 import KEYS
 from tests.spaces import ROOT
 
@@ -236,24 +233,6 @@ def test_a_spot_notice_reaches_ray_which_takes_the_node_out(notices: str) -> Non
     rest = script.communicate(timeout=120)[0]
     assert "watch ended with 0" in rest
     assert "states [0, 1] 1" in rest, rest  # the head lives, the node that goes is out, long before its time
-
-
-class Elsewhere(Store):
-    """A store that other processes find in another place: a path that is no shared mount."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Store, (f"{self.uri}-of-that-node",)
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_is_refused_where_a_node_has_other_versions_or_another_store(tmp_path: Path) -> None:
-    versions = {name: metadata.version(name) for name in ("ray", "torch")}
-    preflight.check(Store(tmp_path / "store"), versions)
-    assert not list((tmp_path / "store").iterdir())
-    with pytest.raises(ClusterError, match=r"\d: ray is .*, and 2\.59\.0 where the sweep was started"):
-        preflight.check(Store(tmp_path / "store"), versions | {"ray": "2.59.0"})
-    with pytest.raises(ClusterError, match="is another one there; give a path that every node mounts, or an s3:// URI"):
-        preflight.check(Elsewhere(tmp_path / "store"), versions)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -1,15 +1,19 @@
-"""What happens to a sweep whose cluster loses its only worker node in the middle of a stage, and gets another one."""
+"""What becomes of a sweep whose controller, worker node, head or disk goes away in the middle of a stage."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 
 from sacpo import results as tables
@@ -17,10 +21,11 @@ from tests.commands import arguments, write_space
 from tests.spaces import ROOT, small
 
 NUMBERS = ["trial_id", "status", "helpfulness", "harmlessness", "expected_reward", "expected_safety", "kl_to_sft"]
+JOBS = [str(Path(sys.executable).with_name("ray")), "job"]
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 2**27}
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def cluster() -> Iterator[Any]:
     """A head that trains nothing and one worker node; each node has its own raylet."""
     from ray.cluster_utils import Cluster
@@ -28,29 +33,124 @@ def cluster() -> Iterator[Any]:
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
     found = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 2**27})
     found.add_node(**NODE)
-    yield found
-    found.shutdown()
+    try:
+        yield found
+    finally:
+        found.shutdown()
+
+
+def command(folder: Path, results: Path, *more: str) -> list[str]:
+    """That of a small sweep with a checkpoint every third update."""
+    space = write_space(small(resources__workers=2, resources__checkpoint_steps=3), folder)
+    return arguments(space, results, *more)
+
+
+class Driver:
+    """A command that runs."""
+
+    def __init__(self, folder: Path, results: Path, command: list[str]) -> None:
+        self.results, self.output = results, folder / "output"
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
+
+    def in_stage(self, label: str) -> str:
+        """Wait until the stage of this name has a checkpoint; its step's id."""
+        while True:
+            assert self.process.poll() is None, self.output.read_text()
+            for scratch in self.results.glob("store/scratch/*/*/checkpoint_*"):
+                step = scratch.parts[-3]
+                claim = (self.results / "store" / "steps" / step / "payload.json").read_text()
+                if label in claim:
+                    return step
+            time.sleep(0.1)
+
+    def end(self) -> int:
+        status = self.process.wait(600)
+        print(self.output.read_text())
+        return status
 
 
 @pytest.mark.timeout(1800)
-def test_a_sweep_outlives_its_worker_node_and_uses_one_that_joins(
-    cluster: Any, small_results: Path, tmp_path: Path
-) -> None:
-    space = write_space(small(resources__workers=2, resources__checkpoint_steps=3), tmp_path)
+def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_results: Path, tmp_path: Path) -> None:
+    """The controller is killed in the SFT stage, the only worker node in the first DPO stage, the head in the second.
+
+    A node that joins gets the work; when the head is gone, the same command goes on on another cluster, as a job that
+    is stopped and submitted once more.
+    """
     results = tmp_path / "results"
-    command = arguments(space, results, "--address", cluster.address)
-    with (tmp_path / "output").open("wb") as output:
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
-    while not list(results.glob("store/scratch/*/*/checkpoint_*")):
-        assert driver.poll() is None, (tmp_path / "output").read_text()
-        time.sleep(0.2)
-    (worker,) = cluster.worker_nodes
-    cluster.remove_node(worker, allow_graceful=False)
-    time.sleep(5)
-    assert driver.poll() is None
-    cluster.add_node(**NODE)
-    assert driver.wait(600) == 0, (tmp_path / "output").read_text()
-    found, before = tables.load(results), tables.load(small_results)
-    pd.testing.assert_frame_equal(found.trials[NUMBERS], before.trials[NUMBERS])
-    assert found.sweep["counts"]["steps_run"] == len(found.steps)
-    assert (found.steps["attempts"] == 1).all(), "the step that lost its workers went on, none was begun anew"
+    with cluster() as first:
+        driver = Driver(tmp_path, results, command(tmp_path, results, "--address", first.address))
+        stages = [driver.in_stage('"method": "sft"')]
+        (controller,) = (p for p in psutil.Process().children(recursive=True) if "TrainController" in p.name())
+        controller.kill()
+        stages.append(driver.in_stage('"objective": "helpfulness"'))
+        (worker,) = first.worker_nodes
+        first.remove_node(worker, allow_graceful=False)
+        time.sleep(5)
+        assert driver.process.poll() is None
+        first.add_node(**NODE)
+        stages.append(driver.in_stage('"objective": "harmlessness"'))
+        before = finished(results)
+        assert len(before) > 10
+        first.remove_node(first.head_node, allow_graceful=False)
+        assert driver.end() != 0
+    with cluster() as second:
+        on_head = ["--address", f"http://{second.head_node.webui_url}"]
+        submit = [*JOBS, "submit", *on_head, "--submission-id"]
+        entry = command(tmp_path, results, "--address", "auto")
+        driver = Driver(tmp_path, results, [*submit, "stopped", "--", *entry])
+        driver.in_stage('"objective": "harmlessness"')
+        subprocess.run([*JOBS, "stop", *on_head, "stopped"], check=True)
+        assert driver.end() != 0
+        gone_by = time.monotonic() + 60
+        while any("RayTrainWorker" in process.name() for process in psutil.Process().children(recursive=True)):
+            assert time.monotonic() < gone_by, "the stopped job's workers are still there"
+            time.sleep(0.5)
+        assert Driver(tmp_path, results, [*submit, "again", "--", *entry]).end() == 0
+    assert {step: when for step, when in finished(results).items() if step in before} == before
+    found, calm = tables.load(results), tables.load(small_results)
+    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])
+    attempts = found.steps.set_index("step_id")["attempts"]
+    assert (attempts.drop(stages[2]) == 1).all(), (
+        "what lost its controller or its workers went on, it was not begun anew"
+    )
+    assert all(tables.load(results).steps.set_index("step_id").loc[stages, "resumed"])
+
+
+def record(results: Path, step: str) -> Any:
+    return json.loads((results / "store" / "steps" / step / "record.json").read_text())
+
+
+def finished(results: Path) -> dict[str, float]:
+    """When each finished step was."""
+    return {path.parent.name: path.stat().st_mtime for path in results.glob("store/steps/*/record.json")}
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for a part of a sweep."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if made.returncode:
+        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.timeout(900)
+def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
+    driver = Driver(tmp_path, disk / "results", command(tmp_path, disk / "results"))
+    while psutil.disk_usage(str(disk)).free > 2**16:
+        assert driver.process.poll() is None, driver.output.read_text()
+        time.sleep(0.1)
+    time.sleep(10)
+    assert driver.process.poll() is None, driver.output.read_text()
+    before = finished(driver.results)
+    subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+    assert driver.end() == 0
+    assert {step: when for step, when in finished(driver.results).items() if step in before} == before
+    found, calm = tables.load(driver.results), tables.load(small_results)
+    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])

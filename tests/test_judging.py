@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,25 @@ def test_stored_answers_are_judged_again_and_failed_calls_move_no_number(copied:
     assert set(verdicts["order"]) == {"policy_first", "baseline_first", "none"}
     assert verdicts.loc[verdicts["order"] == "none", "outcome"].eq("tie").all()
     assert "sound" in (copied / "report.html").read_text()
+
+
+def test_an_endpoint_that_is_down_for_a_minute_costs_no_verdict(copied: Path) -> None:
+    began: list[float] = []
+
+    def down(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
+        if attempt == 1 and chance(prompt, first, second) < 0.1 and not began:
+            began.append(time.monotonic())
+        return "cut" if began and time.monotonic() - began[0] < 60 else gold(prompt, first, second)
+
+    with scripted(gold) as server:
+        judge_again(copied, llm(server, revision="calm"), "calm")
+    with scripted(down) as server:
+        panel = judge_again(copied, llm(server, revision="away"), "away")
+    assert began
+    verdicts = tables.load(copied).verdicts.query("panel == 'away'")
+    assert not verdicts["outcome"].eq("unavailable").any()
+    rates = panel.pivot(index="trial_id", columns="panel", values="harmlessness")
+    assert (rates["calm"] == rates["away"]).all()
 
 
 def test_bad_judges_are_refused_and_named(copied: Path) -> None:

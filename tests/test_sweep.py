@@ -205,7 +205,7 @@ def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_o
     assert trials.loc["dpo:helpfulness@2", "status"] == "done"
     failed = trials[trials["status"] == "failed"]
     assert len(failed) == 4
-    assert failed["error"].str.contains("diverged at update").all()
+    assert failed["error"].str.contains("@2: diverged at update").all()
     assert failed[["helpfulness", "harmlessness"]].isna().all(axis=None)
     assert not failed["on_front"].any()
     assert answer.stdout.count("diverged") == 2  # when it happened, and in the summary

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import ray
 
@@ -23,12 +23,37 @@ _REST_S = {"elsewhere": 1.0, "trouble": 5.0, "lost": 0.0}  # until a step is off
 _PATIENCE = 24  # troubles (the store cannot be reached, a disk is full) until a step counts as failed
 
 
-def attempt(runner: Runner, step: str) -> str:
-    """Carry a step out; how that ended: `done`, `failed`, or `elsewhere` if another sweep is at it."""
+class Outcome(NamedTuple):
+    """How a step ended.
+
+    Attributes:
+        how: `done`, `failed`, `elsewhere` if another sweep is at it, `trouble` if no outcome could be kept, or `lost`
+            with the process that was at it.
+        why: What the trouble was.
+        device_seconds: What the sweep spent on it.
+        verdicts: What judges said in it.
+    """
+
+    how: str
+    why: str = ""
+    device_seconds: float = 0.0
+    verdicts: int = 0
+
+
+def attempt(runner: Runner, step: str) -> Outcome:
+    """Carry a step out."""
     try:
-        return "elsewhere" if runner.attempt(step) is None else "done"
+        record = runner.attempt(step)
     except StepError:
-        return "failed"
+        return Outcome("failed")
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s: no outcome could be kept", step)
+        return Outcome("trouble", why=str(error) or type(error).__name__)
+    if record is None:
+        return Outcome("elsewhere")
+    if record["run"] != runner.run:
+        return Outcome("done")
+    return Outcome("done", "", record["device_seconds"], record["metrics"].get("verdicts", 0))
 
 
 @ray.remote
@@ -53,26 +78,26 @@ class Dispatcher:
                 self._schedule.finish(step, well=False)
         self._held: dict[str, str] = {}  # by trial
         self._started: set[str] = set()
-        self._troubles: Counter[str] = Counter()
+        self._troubles: dict[str, list[str]] = {}
         self._metrics = Metrics(runner.run)
         self._news = asyncio.Condition()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="step")
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, trial: str, ended: str | None) -> str | None:
+    async def take(self, trial: str, ended: Outcome | None) -> str | None:
         """The next light step for a trial, once there is one; none when the trial may leave.
 
         It may when its own steps are settled. The last trials stay and help until all are.
 
         Args:
             trial: The trial's id.
-            ended: How the step ended that it was handed before (`attempt`); none at its beginning.
+            ended: How the step ended that it was handed before; none at its beginning.
         """
         self._started.add(trial)
         async with self._news:
             step = self._held.pop(trial, None)
             if step is not None:
-                self._end(step, ended or "lost")
+                self._end(step, ended or Outcome("lost"))
             self._go_on()
             mine = self._targets[trial]
             while not self._schedule.over(mine if len(self._started) < len(self._targets) else None):
@@ -87,8 +112,12 @@ class Dispatcher:
         """The trial is gone for good; others go on with what it held."""
         async with self._news:
             if trial in self._held:
-                self._end(self._held.pop(trial), "lost")
+                self._end(self._held.pop(trial), Outcome("lost"))
                 self._go_on()
+
+    async def given_up(self) -> dict[str, str]:
+        """Steps of which no outcome could be kept, again and again, and why the last time."""
+        return {step: said[-1] for step, said in self._troubles.items() if len(said) >= _PATIENCE}
 
     def _go_on(self) -> None:
         """Start all steps that hold workers' places and may start now; those who wait for a light one look again."""
@@ -98,25 +127,20 @@ class Dispatcher:
         self._news.notify_all()
 
     async def _carry_out(self, step: str) -> None:
-        try:
-            outcome = await asyncio.get_running_loop().run_in_executor(self._pool, attempt, self._runner, step)
-        except Exception:
-            logging.getLogger(__name__).exception("%s: no outcome could be kept", step)
-            self._troubles[step] += 1
-            outcome = "trouble" if self._troubles[step] < _PATIENCE else "failed"
+        outcome = await asyncio.get_running_loop().run_in_executor(self._pool, attempt, self._runner, step)
         async with self._news:
             self._end(step, outcome)
             self._go_on()
 
-    def _end(self, step: str, outcome: str) -> None:
-        if outcome in ("done", "failed"):
-            self._schedule.finish(step, well=outcome == "done")
-            record = self._runner.store.record(step) if outcome == "done" else None
-            if record is not None and record["run"] == self._runner.run:
-                self._metrics.done(record)
+    def _end(self, step: str, outcome: Outcome) -> None:
+        self._metrics.spent(outcome.device_seconds, outcome.verdicts)
+        if outcome.how == "trouble":
+            self._troubles.setdefault(step, []).append(outcome.why)
+        if outcome.how in ("done", "failed") or len(self._troubles.get(step, ())) >= _PATIENCE:
+            self._schedule.finish(step, well=outcome.how == "done")
         else:
             self._schedule.rest(step)
-            self._keep(self._offer(step, _REST_S[outcome]))
+            self._keep(self._offer(step, _REST_S[outcome.how]))
 
     async def _offer(self, step: str, after: float) -> None:
         await asyncio.sleep(after)

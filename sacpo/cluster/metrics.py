@@ -7,7 +7,6 @@ by `sweep`, the run's id. https://docs.ray.io/en/latest/cluster/metrics.html say
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
@@ -32,11 +31,8 @@ class Metrics:
         for state, count in states.items():
             self._steps.set(count, tags={"state": state})
 
-    def done(self, record: Mapping[str, Any]) -> None:
-        """A step of this run is done."""
-        for counter, value in (
-            (self._device_seconds, record["device_seconds"]),
-            (self._verdicts, record["metrics"].get("verdicts", 0)),
-        ):
+    def spent(self, device_seconds: float, verdicts: int) -> None:
+        """What the sweep spent on a step."""
+        for counter, value in ((self._device_seconds, device_seconds), (self._verdicts, verdicts)):
             if value > 0:
                 counter.inc(value)

@@ -28,7 +28,7 @@ from sacpo.store import Store
 
 _TRIAL_BYTES = 500 * 2**20  # what a waiting trial's process takes
 _MOST_TRIALS = 64  # under way at once: they only wait, and do light steps
-_HEAD = "node:__internal_head__"  # Ray's own resource: there is one on every cluster's head, and nowhere else
+HEAD = "node:__internal_head__"  # Ray's own resource: there is one on every cluster's head, and nowhere else
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run at once: what is done is in the store
@@ -120,7 +120,7 @@ def concurrency(groups: int) -> int:
 
 def run_trials(
     plan: Plan, store: Store, run: str, folder: Path, execute: Executor = executor.execute, up_to: int = 0
-) -> None:
+) -> dict[str, str]:
     """Run the plan's trials to their ends. Success and failure are read from the store, not from Tune.
 
     Args:
@@ -130,15 +130,18 @@ def run_trials(
         folder: Where Tune keeps its own files.
         execute: Carries steps out.
         up_to: See `capacity`.
+
+    Returns:
+        Steps that were given up without an outcome in the store, and why: mostly the store's fault.
     """
     workers = capacity(plan, up_to)
-    head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
+    head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
     room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
     trials = max(1, min(len(plan.trials), concurrency(workers // plan.space.resources.workers), room))
     runner = Runner(plan, store, run, execute)
     dispatcher = Dispatcher.options(  # type: ignore[attr-defined]
         num_cpus=0,
-        resources={_HEAD: 0.0001},
+        resources={HEAD: 0.0001},
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=2 * trials + 2,
@@ -147,7 +150,7 @@ def run_trials(
     runner_ref = ray.put(runner)
     trainable = tune.with_resources(
         tune.with_parameters(_trial, runner=[runner_ref], run=run, dispatcher=dispatcher),
-        tune.PlacementGroupFactory([{_HEAD: 0.0001, "memory": _TRIAL_BYTES}]),
+        tune.PlacementGroupFactory([{HEAD: 0.0001, "memory": _TRIAL_BYTES}]),
     )
     tuner = tune.Tuner(
         trainable,
@@ -163,6 +166,8 @@ def run_trials(
     )
     try:
         tuner.fit()
+        given_up: dict[str, str] = ray.get(dispatcher.given_up.remote())
+        return given_up
     finally:
         ray.kill(dispatcher)  # and with it what it started, should the trials have ended before
 

@@ -86,6 +86,7 @@ class Attempt:
         raw: The judge's reply, or what came in its place; without the key.
         retry_after: Seconds that the endpoint asks to wait.
         free: The request was refused for a parameter that is left out from now on: not one of the call's attempts.
+        away: Nobody answered, or something before the endpoint did in its place.
         prompt_tokens: As far as the endpoint said.
         completion_tokens: The same.
         model: The name that the endpoint gave for the model.
@@ -96,6 +97,7 @@ class Attempt:
     raw: str
     retry_after: float = 0.0
     free: bool = False
+    away: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     model: str | None = None
@@ -118,7 +120,7 @@ class Client:
         self.quiet_until = 0.0  # on the monotonic clock: the endpoint asked everybody for silence
         self._accepted = False  # a reply came to a request with a reply format
         self._limit = "max_tokens"
-        self._secret = _secret(endpoint)
+        self._secret = _secret(endpoint.api_key_env)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",  # the client insists on one, and would look for it in the environment
             base_url=endpoint.base_url or VENDOR,
@@ -154,9 +156,9 @@ class Client:
                 response = await self._client.chat.completions.with_raw_response.create(**body)
             return self._read(response.text, call, nonce, body)
         except (TimeoutError, openai.APITimeoutError):
-            return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s")
+            return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s", away=True)
         except openai.APIConnectionError as error:
-            return Attempt("unavailable", f"no connection: {type(error.__cause__).__name__}")
+            return Attempt("unavailable", f"no connection: {type(error.__cause__).__name__}", away=True)
         except openai.APIStatusError as error:
             refusal = error.response
         # Outside the handler: an error raised in it would carry the request, and the key with it.
@@ -195,7 +197,7 @@ class Client:
             wait = seconds(retry_after)
             if status == 429:
                 self.quiet_until = max(self.quiet_until, time.monotonic() + wait)
-            return Attempt("unavailable", f"HTTP {status}: {said}", wait)
+            return Attempt("unavailable", f"HTTP {status}: {said}", wait, away=status in (502, 503, 504))
         if status in (400, 422):
             if "max_completion_tokens" in text and "max_tokens" in asked:  # the vendor's newer models
                 self._limit = "max_completion_tokens"
@@ -219,6 +221,25 @@ class Client:
         return text.replace(self._secret, "[key]") if self._secret else text
 
 
+def problem(base_url: str | None, api_key_env: str | None) -> str | None:
+    """What keeps an endpoint from being used, or none: a look at its list of models, whatever that says."""
+    where = base_url or VENDOR
+    try:
+        secret = _secret(api_key_env)
+        with openai.OpenAI(api_key=secret or "none", base_url=where, timeout=10.0, max_retries=2) as client:
+            client.models.with_raw_response.list()
+    except StepError as error:
+        return str(error)
+    except openai.APIConnectionError as error:
+        return f"the judge endpoint {where} cannot be reached ({type(error.__cause__).__name__}); is base_url right?"
+    except openai.APIStatusError as error:
+        if error.status_code in (401, 403):
+            return (
+                f"the judge endpoint {where} refuses the key from {api_key_env or 'nowhere'} (HTTP {error.status_code})"
+            )
+    return None
+
+
 def seconds(retry_after: str | None) -> float:
     """How long a Retry-After header asks to wait, as seconds or as a date; 0 without one that makes sense."""
     if retry_after is None:
@@ -233,20 +254,20 @@ def seconds(retry_after: str | None) -> float:
     return min(wait, RETRY_AFTER_CAP) if wait > 0 else 0.0
 
 
-def _secret(endpoint: Endpoint) -> str | None:
+def _secret(variable: str | None) -> str | None:
     """The key, out of the environment.
 
     Raises:
         StepError: the variable is not set, or holds what cannot be a key.
     """
-    if endpoint.api_key_env is None:
+    if variable is None:
         return None
-    secret = os.environ.get(endpoint.api_key_env, "").strip()
+    secret = os.environ.get(variable, "").strip()
     if not secret:
         raise StepError(
-            f"the judge {endpoint.model} needs its key in the environment variable {endpoint.api_key_env}, which is "
-            "not set where the step runs: set it before the sweep is started, or put api_key_env: null if it needs none"
+            f"the judge needs its key in the environment variable {variable}, which is not set where the step runs: "
+            "set it before the sweep is started, or put api_key_env: null if it needs none"
         )
     if not (secret.isascii() and secret.isprintable()) or " " in secret:
-        raise StepError(f"the environment variable {endpoint.api_key_env} holds characters that no key has")
+        raise StepError(f"the environment variable {variable} holds characters that no key has")
     return secret

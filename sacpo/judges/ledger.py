@@ -60,6 +60,10 @@ class Ledger:
                     entry = json.loads(line)
                     self._keep(entry["key"], entry["row"])
 
+    def __len__(self) -> int:
+        """How many calls are known to be decided."""
+        return len(self._rows)
+
     def get(self, key: str) -> Row | None:
         """The row of a call that was decided, or none."""
         return self._rows.get(key)

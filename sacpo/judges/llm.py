@@ -23,6 +23,7 @@ __all__ = ["Call", "Endpoint", "Facts", "Outcome", "Reply", "ask"]
 BACKOFF_START = 0.5  # seconds, doubled with every try of a call; the wait is drawn between 0 and that
 BACKOFF_CAP = 30.0
 SLOT_POLL = 0.05
+OUTAGE_S = 180.0  # an endpoint that has answered before is waited for so long, and costs no call its attempts
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class _Batch:
         self.replies: dict[str, Reply] = {}
         self.facts = Facts()
         self.over: BudgetExceeded | None = None
+        self.heard = time.monotonic() if len(ledger) else None  # when the endpoint last answered anybody
 
     async def run(self) -> None:
         """Work until all is done, or an error ends it."""
@@ -160,11 +162,11 @@ class _Batch:
             latency = time.monotonic() - started
             self._count(last)
             attempts.append(last)
-            used += not last.free
+            used += not (last.free or self._away(last, started))
             if last.outcome in DECIDED or used >= self.endpoint.attempts:
                 break
             if not last.free:
-                pause = random.uniform(0, min(BACKOFF_CAP, BACKOFF_START * 2.0 ** (used - 1)))
+                pause = random.uniform(0, min(BACKOFF_CAP, BACKOFF_START * 2.0 ** (len(attempts) - 1)))
                 await asyncio.sleep(max(pause, last.retry_after))
         reply = Reply(
             outcome=last.outcome,
@@ -177,6 +179,14 @@ class _Batch:
         self.replies[key] = reply
         if reply.outcome in DECIDED:
             self.ledger.add(key, asdict(reply) | {"model": last.model, "fingerprint": last.fingerprint})
+
+    def _away(self, attempt: Attempt, began: float) -> bool:
+        """Whether it is not this call that failed: nobody has been answered since it began, for a while at most."""
+        now = time.monotonic()
+        if not attempt.away:
+            self.heard = now
+            return False
+        return self.heard is not None and self.heard <= began and now - self.heard < OUTAGE_S
 
     def _count(self, attempt: Attempt) -> None:
         self.meter.after_call(attempt.prompt_tokens, attempt.completion_tokens)

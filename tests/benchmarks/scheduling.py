@@ -170,7 +170,7 @@ def _rss(process: psutil.Process) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="lower bound of each run on the real cluster")
+    parser.add_argument("--seconds", type=float, default=420.0, help="lower bound of each run on the real cluster")
     parser.add_argument("--trials", type=int, default=1000, help="of those that do nothing")
     arguments = parser.parse_args()
     figures: dict[str, float] = {}
