@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from sacpo.plan import Plan, Trial
 from sacpo.planner import make_plan
 from sacpo.space import parse_chain
 from sacpo.steps.files import RESPONSES, VERDICTS, read_probabilities
+from sacpo.storage import Folder
 from sacpo.store import CorruptOutput, Record, Store
 from sacpo.winrates import baseline_columns, criterion_columns, estimate_columns, scored
 
@@ -122,28 +122,18 @@ def write(results: Results, folder: Path) -> None:
     Raises:
         StoreError: one cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "sweep.json", json.dumps(results.sweep, indent=1).encode())
+    files = Folder(folder)
+    files.write("sweep.json", json.dumps(results.sweep, indent=1).encode())
     for name in _TABLES:
-        _replace(folder / f"{name}.parquet", getattr(results, name).to_parquet(index=False))
-    _replace(folder / "trials.csv", results.trials.to_csv(index=False).encode())
+        files.write(f"{name}.parquet", getattr(results, name).to_parquet(index=False))
+    files.write("trials.csv", results.trials.to_csv(index=False).encode())
     more = {"exact": results.exact, **results.comparisons}
     for name in _MORE:
         table = more.get(name)
         if table is not None and len(table):
-            _replace(folder / f"{name}.parquet", table.to_parquet(index=False))
+            files.write(f"{name}.parquet", table.to_parquet(index=False))
         elif results.comparisons:  # an earlier sweep's table in this folder is not this one's
-            (folder / f"{name}.parquet").unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
+            files.remove(f"{name}.parquet")
 
 
 def collect(plan: Plan, store: Store, sweep: dict[str, Any], records: Mapping[str, Record] | None = None) -> Results:
