@@ -237,7 +237,11 @@ def _samples(results: Results) -> list[dict[str, Any]]:
 
 
 def write_report(results: Results, folder: Path) -> None:
-    """Write `pareto.png` and `report.html` into a results folder, each whole or not at all."""
+    """Write `pareto.png` and `report.html` into a results folder, each whole or not at all.
+
+    Raises:
+        StoreError: one cannot be written.
+    """
     with _replacing(folder / "pareto.png") as path:
         draw_front(results.trials, results.exact, path)
     with _replacing(folder / "report.html") as path:
@@ -250,6 +254,8 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

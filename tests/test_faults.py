@@ -22,7 +22,8 @@ from tests.spaces import ROOT, small
 
 NUMBERS = ["trial_id", "status", "helpfulness", "harmlessness", "expected_reward", "expected_safety", "kl_to_sft"]
 JOBS = [str(Path(sys.executable).with_name("ray")), "job"]
-NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 2**27}
+_SMALL = {"object_store_memory": 2**27, "dashboard_agent_listen_port": 0}  # beside other clusters
+NODE: dict[str, Any] = {"num_cpus": 2, **_SMALL}
 
 
 @contextlib.contextmanager
@@ -31,7 +32,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
-    found = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 2**27})
+    found = Cluster(initialize_head=True, head_node_args=head | _SMALL)
     found.add_node(**NODE)
     try:
         yield found
@@ -132,7 +133,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import email.utils
 import json
@@ -122,6 +123,20 @@ def test_what_stays_without_a_verdict_is_no_tie_and_is_asked_again_by_the_next_r
         whole, facts = ask(tmp_path, judge(server, attempts=3, base_url="http://127.0.0.1:1/v1"), name="three")
         assert outcomes(whole) == HONEST
         assert facts.calls == 0, "where the model runs is no part of a verdict's key"
+
+
+def test_an_endpoint_where_nobody_listens_is_away_and_one_that_fails_a_call_is_not() -> None:
+    async def attempt(base_url: str) -> endpoints.Attempt:
+        client = endpoints.Client(Endpoint("m", "r", base_url=base_url))
+        try:
+            return await client.attempt(PAIRS[0])
+        finally:
+            await client.close()
+
+    assert asyncio.run(attempt("http://127.0.0.1:1/v1")).away
+    for behaviour, away in ((Fail(503), True), (Fail(500), False), ("cut", False), ("half", False)):
+        with scripted(always(behaviour)) as server:
+            assert asyncio.run(attempt(server.base_url)).away is away
 
 
 def test_the_same_content_is_asked_once_and_anything_else_again(tmp_path: Path) -> None:

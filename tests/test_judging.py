@@ -102,7 +102,7 @@ def test_an_endpoint_that_is_down_for_a_minute_costs_no_verdict(copied: Path) ->
     def down(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
         if attempt == 1 and chance(prompt, first, second) < 0.1 and not began:
             began.append(time.monotonic())
-        return "cut" if began and time.monotonic() - began[0] < 60 else gold(prompt, first, second)
+        return Fail(503) if began and time.monotonic() - began[0] < 60 else gold(prompt, first, second)
 
     with scripted(gold) as server:
         judge_again(copied, llm(server, revision="calm"), "calm")
@@ -163,7 +163,7 @@ def test_missing_verdicts_fail_a_trial_and_the_same_command_asks_for_them_alone(
 
     def partial(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
         lost = not healed and chance(prompt) < 0.3 and len(first) != len(second)
-        return Fail(503, body='{"error": {"message": "no place for {key}"}}') if lost else gold(prompt, first, second)
+        return Fail(500, body='{"error": {"message": "no place for {key}"}}') if lost else gold(prompt, first, second)
 
     with scripted(partial) as server:
         data = small(resources__workers=2)

@@ -86,7 +86,7 @@ class Attempt:
         raw: The judge's reply, or what came in its place; without the key.
         retry_after: Seconds that the endpoint asks to wait.
         free: The request was refused for a parameter that is left out from now on: not one of the call's attempts.
-        away: Nobody answered, or something before the endpoint did in its place.
+        away: Nobody listens there, or something before the endpoint answered in its place.
         prompt_tokens: As far as the endpoint said.
         completion_tokens: The same.
         model: The name that the endpoint gave for the model.
@@ -156,9 +156,10 @@ class Client:
                 response = await self._client.chat.completions.with_raw_response.create(**body)
             return self._read(response.text, call, nonce, body)
         except (TimeoutError, openai.APITimeoutError):
-            return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s", away=True)
+            return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s")
         except openai.APIConnectionError as error:
-            return Attempt("unavailable", f"no connection: {type(error.__cause__).__name__}", away=True)
+            why = type(error.__cause__).__name__
+            return Attempt("unavailable", f"no connection: {why}", away=why == "ConnectError")
         except openai.APIStatusError as error:
             refusal = error.response
         # Outside the handler: an error raised in it would carry the request, and the key with it.
