@@ -48,15 +48,17 @@ def me() -> dict[str, Any]:
 
 
 def gone(holder: dict[str, Any], key: str, content: bytes) -> bool:
-    """Whether a holder's process on this host is gone, or one elsewhere has been silent for `LEASE` seconds.
+    """Whether a holder's process on this host is gone, or one anywhere has been silent for `LEASE` seconds.
+
+    A live one may be silent too: it gave up where the disk was too full to say so.
 
     Args:
         holder: What it said of itself (`me`).
         key: What tells its heartbeat from others'.
         content: The heartbeat as it is now.
     """
-    if holder["host"] == _host():
-        return not _alive(holder["pid"], holder["started"])
+    if holder["host"] == _host() and not _alive(holder["pid"], holder["started"]):
+        return True
     return _seen_unchanged(key, content) > LEASE
 
 

@@ -100,9 +100,12 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
         submit = [*JOBS, "submit", *on_head, "--submission-id"]
         entry = command(tmp_path, results, "--address", "auto")
         driver = Driver(tmp_path, results, [*submit, "stopped", "--", *entry])
-        driver.in_stage('"objective": "harmlessness"')
+        while not (results / "store" / "steps" / stages[2] / "logs" / "0002" / "worker-0.log").exists():
+            assert driver.process.poll() is None, driver.output.read_text()
+            time.sleep(0.1)
         subprocess.run([*JOBS, "stop", *on_head, "stopped"], check=True)
-        assert driver.end() != 0
+        driver.end()
+        assert "was stopped" in subprocess.check_output([*JOBS, "status", *on_head, "stopped"], text=True)
         gone_by = time.monotonic() + 60
         while any("RayTrainWorker" in process.name() for process in psutil.Process().children(recursive=True)):
             assert time.monotonic() < gone_by, "the stopped job's workers are still there"
@@ -133,7 +136,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1600k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
