@@ -55,14 +55,15 @@ class Driver:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
 
     def in_stage(self, label: str) -> str:
-        """Wait until the stage of this name has a checkpoint; its step's id."""
+        """Wait until the stage whose payload holds this has a checkpoint that its controller knows; its step's id."""
         while True:
             assert self.process.poll() is None, self.output.read_text()
-            for scratch in self.results.glob("store/scratch/*/*/checkpoint_*"):
-                step = scratch.parts[-3]
-                claim = (self.results / "store" / "steps" / step / "payload.json").read_text()
-                if label in claim:
-                    return step
+            for known in self.results.glob("store/scratch/*/*/checkpoint_manager_snapshot.json"):
+                step = known.parts[-3]
+                payload = self.results / "store" / "steps" / step / "payload.json"
+                with contextlib.suppress(OSError, ValueError):  # being written, or the stage ends, this instant
+                    if json.loads(known.read_text())["checkpoint_results"] and label in payload.read_text():
+                        return step
             time.sleep(0.1)
 
     def end(self) -> int:
