@@ -5,6 +5,11 @@ class SacpoError(Exception):
     """Root of every error that this package raises on purpose."""
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error of a library says, which may go on for pages."""
+    return (str(error).splitlines() or [""])[0][:300]
+
+
 class SpaceError(SacpoError, ValueError):
     """The space or the command line is wrong. Carries every problem found, one message each.
 

@@ -74,7 +74,7 @@ def running(count: int, folder: Path) -> Iterator[Hosts]:
         yield found
     finally:
         for process in processes:
-            process.kill()  # and with it, as the first process of its space, all others there
+            process.kill()  # and with it the first process of its space (--kill-child), and all others there
             process.wait()
         _do("ip", "link", "delete", bridge)
 

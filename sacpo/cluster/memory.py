@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sacpo.data.synthetic import SENTENCES
-from sacpo.errors import SacpoError
+from sacpo.errors import SacpoError, first_line
 from sacpo.plan import Plan, Step
 from sacpo.space import EmbeddedModel, PretrainedModel
 
@@ -62,11 +62,15 @@ def shape(model: EmbeddedModel | PretrainedModel) -> Shape | None:
     except Exception as error:
         if not Path(model.path).exists():  # a hub id: a node may reach what we do not
             return None
-        first = (str(error).splitlines() or [""])[0][:300]
         raise SacpoError(
             f"model.path {model.path}: no causal language model's configuration can be read from it "
-            f"({type(error).__name__}: {first})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
+
+
+def trainings(plan: Plan, done: Collection[str]) -> list[Step]:
+    """Those that are still to be carried out."""
+    return [step for step in plan.steps.values() if step.kind == "train" and step.id not in done]
 
 
 def states(step: Step, sizes: Shape, plan: Plan) -> float:
@@ -112,11 +116,11 @@ def check(
     Raises:
         SacpoError: names what cannot fit and the settings that would make it.
     """
-    trainings = [step for step in plan.steps.values() if step.kind == "train" and step.id not in done]
-    if not trainings:
+    left = trainings(plan, done)
+    if not left:
         return []
     notes = []
-    largest = max(trainings, key=lambda step: states(step, sizes, plan))
+    largest = max(left, key=lambda step: states(step, sizes, plan))
     least = states(largest, sizes, plan)
     if memory is not None and least > memory:
         raise SacpoError(
@@ -124,7 +128,7 @@ def check(
             f"{sizes.parameters / _GB:.2g} billion parameters take {least / _GB:.1f} GB on each of "
             f"{plan.space.resources.workers} workers, and {device} has {memory / _GB:.1f} GB for one; {_ways_out(plan)}"
         )
-    widest = max(trainings, key=lambda step: activations(step, sizes, plan))
+    widest = max(left, key=lambda step: activations(step, sizes, plan))
     full = states(widest, sizes, plan) + activations(widest, sizes, plan)
     if memory is not None and full > memory:
         notes.append(
@@ -133,11 +137,11 @@ def check(
             "resources.per_device_batch, data.max_length and gradient_checkpointing make it less"
         )
     if store is not None:
-        written = len(trainings) * sizes.parameters * _BYTES[plan.space.model.dtype]
+        written = len(left) * sizes.parameters * _BYTES[plan.space.model.dtype]
         free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free
         if written > free:
             raise SacpoError(
-                f"{len(trainings)} trained models of {written / len(trainings) / _GB:.1f} GB do not fit the "
+                f"{len(left)} trained models of {written / len(left) / _GB:.1f} GB do not fit the "
                 f"{free / _GB:.1f} GB that are free below {store}; give another place with --store"
             )
     return notes

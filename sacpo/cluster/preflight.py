@@ -50,7 +50,6 @@ def check(plan: Plan, store: Store, versions: dict[str, str], done: Collection[s
         SacpoError: the plan's trainings or their files cannot fit.
         StoreError: the driver itself cannot write the store.
     """
-    sizes = memory.shape(plan.space.model)
     key, token = f".preflight-{uuid.uuid4().hex}", uuid.uuid4().bytes
     store.files.write(key, token)
     nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -78,6 +77,9 @@ def check(plan: Plan, store: Store, versions: dict[str, str], done: Collection[s
     ]
     if wrong:
         raise ClusterError("\n".join(["the cluster cannot run this sweep as it is:", *wrong]))
+    if not memory.trainings(plan, done):
+        return []
+    sizes = memory.shape(plan.space.model)  # brings torch for a pretrained model
     if sizes is None:
         return ["memory was not checked: the model's configuration cannot be read from here"]
     if plan.space.resources.gpus_per_worker:

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sacpo.data.synthetic import SENTENCES, SLOTS
-from sacpo.errors import StepError
+from sacpo.errors import StepError, first_line
 from sacpo.steps.job import Facts, Job
 from sacpo.steps.merge import merged
 
@@ -75,7 +75,7 @@ def _pretrained(payload: dict[str, Any], path: str, revision: str | None) -> tup
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", **extra)
     except Exception as error:
         raise StepError(
-            f"model.path {path}: no tokenizer can be loaded from it ({type(error).__name__}: {_first_line(error)}); "
+            f"model.path {path}: no tokenizer can be loaded from it ({type(error).__name__}: {first_line(error)}); "
             "put the tokenizer's files beside the weights"
         ) from error
     try:
@@ -87,7 +87,7 @@ def _pretrained(payload: dict[str, Any], path: str, revision: str | None) -> tup
     except Exception as error:
         raise StepError(
             f"model.path {path}: no causal language model can be loaded from it "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if payload["prompt_template"] == "chat" and not tokenizer.chat_template:
         raise StepError(
@@ -109,10 +109,6 @@ def _plain(quantised: Any) -> Any:
     model = type(quantised)(config).to(quantised.dtype)
     model.load_state_dict(quantised.state_dict())
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:300]
 
 
 def load_policy(parents: dict[str, Path], q: float | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
