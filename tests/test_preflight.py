@@ -74,6 +74,12 @@ def test_long_texts_that_may_not_fit_are_told_and_disk_that_is_too_small_refused
     (note,) = memory.check(plan, LLAMA_7B, (), 80e9, "a card", None)
     assert "may run out of memory" in note
     assert "per_device_batch" in note
+    few, fewer = (
+        make_plan(space(resources__workers=2, training__dpo__batch_size=8, **long | {"resources__per_device_batch": n}))
+        for n in (16, 4)
+    )
+    step = next(step for step in few.steps.values() if step.payload.get("method") == "dpo")
+    assert memory.activations(step, LLAMA_7B, few) == memory.activations(step, LLAMA_7B, fewer), "a worker's share is 4"
     enormous = memory.Shape(10**15, 1, 1, 1)
     with pytest.raises(SacpoError, match="give another place with --store"):
         memory.check(plan, enormous, (), None, "a card", tmp_path / "not" / "yet")

@@ -16,6 +16,7 @@ from sacpo.data.synthetic import SENTENCES
 from sacpo.errors import SacpoError, first_line
 from sacpo.plan import Plan, Step
 from sacpo.space import EmbeddedModel, PretrainedModel
+from sacpo.steps.batch import Batch
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SPECIAL_TOKENS = 4
@@ -94,7 +95,9 @@ def activations(step: Step, sizes: Shape, plan: Plan) -> float:
     with their float32 copy.
     """
     size = _BYTES[step.payload["dtype"]]
-    rows = plan.space.resources.per_device_batch * (1 if step.payload["method"] == "sft" else 2)
+    resources = plan.space.resources
+    texts = 1 if step.payload["method"] == "sft" else 2
+    rows = texts * Batch.of(step.payload, resources.model_dump(), resources.workers).per_device
     block = 2 if step.payload["settings"]["gradient_checkpointing"] else 34
     a_token = sizes.layers * sizes.width * block * size / 2 + sizes.vocabulary * (size + 4)
     return rows * plan.space.data.max_length * a_token

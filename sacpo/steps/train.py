@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
+from sacpo.steps.batch import Batch
 from sacpo.steps.counters import Counters
 from sacpo.steps.files import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
 from sacpo.steps.job import Facts, Job
@@ -63,7 +64,7 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
     torch.set_num_threads(job.resources["cpus_per_worker"])
     tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
     rows, order, used = _examples(job)
-    batch = _Batch.of(payload, job.resources, placement.world_size)
+    batch = Batch.of(payload, job.resources, placement.world_size)
     steps = payload["settings"]["epochs"] * (used // batch.total)
     trainer_class, config_class = TRAINERS[payload["method"]]
     arguments = config_class(**_arguments(job, placement, batch, steps, rows))
@@ -96,26 +97,6 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         (job.folder / HISTORY).write_text(json.dumps(history))
     return facts
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """How one update's examples are spread: total = per_device x workers x accumulation."""
-
-    total: int
-    per_device: int
-    accumulation: int
-
-    @classmethod
-    def of(cls, payload: dict[str, Any], resources: dict[str, Any], workers: int) -> _Batch:
-        total = payload["settings"]["batch_size"]
-        if payload["method"] == "kto":  # the KL term is estimated over one forward batch of the whole group
-            forward = payload["settings"]["kl_batch_size"]
-        else:
-            share = total // workers
-            most = resources["per_device_batch"]
-            forward = workers * max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
-        return cls(total, forward // workers, total // forward)
 
 
 def _examples(job: Job) -> tuple[Dataset, list[int], int]:
@@ -169,7 +150,7 @@ def _with_reference(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     return [row | {name: b[name] for name in names} for row, b in zip(rows, bank, strict=True)]
 
 
-def _arguments(job: Job, placement: Placement, batch: _Batch, steps: int, rows: Dataset) -> dict[str, Any]:
+def _arguments(job: Job, placement: Placement, batch: Batch, steps: int, rows: Dataset) -> dict[str, Any]:
     """The arguments of TRL's configuration class for this stage."""
     payload, settings = job.payload, job.payload["settings"]
     cuda = torch.cuda.is_available()
@@ -274,7 +255,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.placement.on_checkpoint(self.placement.workdir / f"checkpoint-{state.global_step}", state.global_step)
 
 
-def _effective(trainer: Any, payload: dict[str, Any], batch: _Batch, used: int, placement: Placement) -> dict[str, Any]:
+def _effective(trainer: Any, payload: dict[str, Any], batch: Batch, used: int, placement: Placement) -> dict[str, Any]:
     """The settings as the built trainer holds them.
 
     Raises:
