@@ -65,9 +65,12 @@ class Store:
         return self._here(f"steps/{step_id}")
 
     def record(self, step_id: str) -> Record | None:
-        """The step's record, or none while it is not done."""
+        """The step's record, or none while it is not done. One that is damaged is taken back."""
         content = self.files.read(f"steps/{step_id}/record.json")
-        return None if content is None else json.loads(content)
+        record = _parsed(content)
+        if content is not None and record is None:
+            self.retract(step_id, "its record is damaged")
+        return record
 
     def records(self, steps: Iterable[str]) -> dict[str, Record]:
         """The records of those that are done; a bucket is asked for many at once."""
@@ -145,11 +148,8 @@ class Store:
 
     def failure(self, step_id: str, run: str | None = None) -> dict[str, Any] | None:
         """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail, or not in `run`."""
-        content = self.files.read(_attempt(step_id, self.attempts(step_id), "failed"))
-        if content is None:
-            return None
-        failure: dict[str, Any] = json.loads(content)
-        return failure if run in (None, failure["run"]) else None
+        failure = _parsed(self.files.read(_attempt(step_id, self.attempts(step_id), "failed")))
+        return failure if failure is not None and run in (None, failure["run"]) else None
 
     def attempts(self, step_id: str) -> int:
         """How many attempts were made at the step."""
@@ -228,7 +228,16 @@ class Store:
         content = self.files.read(key)
         if content is None:
             return False  # being written this instant
-        return liveness.gone(json.loads(content), f"{self.uri}/{key}", content)
+        return liveness.gone(_parsed(content) or {"host": None}, f"{self.uri}/{key}", content)
+
+
+def _parsed(content: bytes | None) -> dict[str, Any] | None:
+    """A file's JSON; none if it is not there, or was cut off: files are whole unless a machine lost its power."""
+    try:
+        found: dict[str, Any] | None = None if content is None else json.loads(content)
+    except ValueError:
+        return None
+    return found
 
 
 def _attempt(step_id: str, number: int, suffix: str) -> str:

@@ -145,6 +145,23 @@ def test_a_damaged_output_is_noticed_retracted_and_can_be_computed_again(uri: st
     assert (store.output(STEP.id) / "a.safetensors").read_text() == "again"
 
 
+def test_records_and_claims_that_a_power_cut_left_empty_hold_nobody_up(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(uri)
+    done(store)
+    store.files.write(f"steps/{STEP.id}/record.json", b"")
+    assert store.record(STEP.id) is None
+    assert store.retractions(STEP.id) == ["its record is damaged"]
+    claim = store.claim(STEP, "before")
+    assert claim is not None
+    store.files.write(f"steps/{STEP.id}/attempts/0002.claim", b"")
+    monkeypatch.setattr(liveness, "LEASE", 0.1)
+    assert store.claim(STEP, "after") is None
+    time.sleep(0.2)
+    assert done(store)["attempts"] == 3
+
+
 def test_a_path_that_cannot_be_a_store_is_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="give a path, local or"):
         Store("ftp://host/store")
