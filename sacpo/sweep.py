@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.status is not None:
             asked = status.stores(arguments.status or None, arguments.store)
-            print(status.describe([sweep for store in asked for sweep in status.sweeps(store)]))
+            _show(status.describe([sweep for store in asked for sweep in status.sweeps(store)]))
             return 0
         space = load_space(arguments.space, arguments.set)
         plan = make_plan(space, canaries=not arguments.skip_canaries)
         home = Home(arguments.results or Path("results") / space.name)
         store = Store(arguments.store if arguments.store is not None else home.store)
         if arguments.dry_run:
-            print(describe(plan, store))
+            _show(describe(plan, store))
             return 0
         if arguments.address == "local":
             _check_keys(space)
@@ -83,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
     return parser
+
+
+def _show(text: str) -> None:
+    """Print, also to a reader that has seen enough (`| head`)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end
 
 
 def describe(plan: Plan, store: Store) -> str:
@@ -153,7 +162,8 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                 for note in preflight.check(plan, store, versions, records.keys()):
                     sweep["notes"].append(note)
                     console.print(f"note: {note}", markup=False)
-                given_up = tuner.run_trials(plan, store, sweep["run"], folder / ".tune", up_to=up_to)
+                left = replace(plan, trials=tuple(missing))  # a trial costs a process's start, also where all is done
+                given_up = tuner.run_trials(left, store, sweep["run"], folder / ".tune", up_to=up_to)
             for step, why in given_up.items():
                 console.print(f"GIVEN UP {plan.steps[step].label}: {why}", markup=False)
         except KeyboardInterrupt:

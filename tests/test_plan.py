@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,15 @@ def test_a_dry_run_is_fast_touches_nothing_and_loads_neither_torch_nor_ray(tmp_p
     assert "helpfulness: 12 prompts can show a win rate 0.404 away from 0.5" in answer.stdout
     assert "7 with shared stages, 35 without: sharing saves 28" in answer.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "sacpo.sweep", "--dry-run"]
+    answer = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    os.close(write)
+    assert (answer.returncode, answer.stderr) == (0, "")
 
 
 def test_settings_that_no_chain_uses_are_said() -> None:
