@@ -17,7 +17,9 @@ import psutil
 import pytest
 
 from sacpo import results as tables
+from sacpo.cluster import spot
 from tests.commands import arguments, write_space
+from tests.killing import known
 from tests.spaces import ROOT, small
 
 NUMBERS = ["trial_id", "status", "helpfulness", "harmlessness", "expected_reward", "expected_safety", "kl_to_sft"]
@@ -54,16 +56,23 @@ class Driver:
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
 
-    def in_stage(self, label: str) -> str:
-        """Wait until the stage whose payload holds this has a checkpoint that its controller knows; its step's id."""
+    def in_stage(self, label: str, after: str | None = None) -> tuple[str, str]:
+        """Wait until the stage whose payload holds this has a checkpoint that its controller knows.
+
+        Args:
+            label: Part of its payload.
+            after: What was known before, where another checkpoint is waited for.
+
+        Returns:
+            Its step's id, and what its controller knows.
+        """
         while True:
             assert self.process.poll() is None, self.output.read_text()
-            for known in self.results.glob("store/scratch/*/*/checkpoint_manager_snapshot.json"):
-                step = known.parts[-3]
-                payload = self.results / "store" / "steps" / step / "payload.json"
-                with contextlib.suppress(OSError, ValueError):  # being written, or the stage ends, this instant
-                    if json.loads(known.read_text())["checkpoint_results"] and label in payload.read_text():
-                        return step
+            for folder in self.results.glob("store/scratch/*"):
+                payload = self.results / "store" / "steps" / folder.name / "payload.json"
+                found = known(folder)
+                if found and found != after and label in payload.read_text():
+                    return folder.name, found
             time.sleep(0.1)
 
     def end(self) -> int:
@@ -74,7 +83,8 @@ class Driver:
 
 @pytest.mark.timeout(1800)
 def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_results: Path, tmp_path: Path) -> None:
-    """The controller is killed in the SFT stage, the only worker node in the first DPO stage, the head in the second.
+    """The controller is killed in the SFT stage, whose node is then taken back after a notice; the only worker node is
+    killed in the first DPO stage, the head in the second.
 
     A node that joins gets the work; when the head is gone, the same command goes on on another cluster, as a job that
     is stopped and submitted once more.
@@ -82,16 +92,22 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
     results = tmp_path / "results"
     with cluster() as first:
         driver = Driver(tmp_path, results, command(tmp_path, results, "--address", first.address))
-        stages = [driver.in_stage('"method": "sft"')]
+        stage, before_it = driver.in_stage('"method": "sft"')
+        stages = [stage]
         (controller,) = (p for p in psutil.Process().children(recursive=True) if "TrainController" in p.name())
         controller.kill()
-        stages.append(driver.in_stage('"objective": "helpfulness"'))
+        assert driver.in_stage('"method": "sft"', after=before_it)[0] == stage
         (worker,) = first.worker_nodes
+        joined = first.add_node(**NODE)
+        spot.drain(first.address, worker.node_id, 30)
+        time.sleep(1)
         first.remove_node(worker, allow_graceful=False)
+        stages.append(driver.in_stage('"objective": "helpfulness"')[0])
+        first.remove_node(joined, allow_graceful=False)
         time.sleep(5)
         assert driver.process.poll() is None
         first.add_node(**NODE)
-        stages.append(driver.in_stage('"objective": "harmlessness"'))
+        stages.append(driver.in_stage('"objective": "harmlessness"')[0])
         before = finished(results)
         assert len(before) > 10
         first.remove_node(first.head_node, allow_graceful=False)

@@ -31,6 +31,7 @@ from sacpo.planner import make_plan
 from sacpo.runner import Runner
 from sacpo.steps.train import class_weights
 from sacpo.store import Record, Store
+from tests.killing import known, train_workers
 from tests.spaces import ROOT, space
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -210,20 +211,13 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
 
     def kill() -> None:
         scratch = Path(Store(root).scratch(step))
-        while not any(checkpoints(path) for path in scratch.rglob("checkpoint_manager_snapshot.json")):
+        while not known(scratch):
             time.sleep(0.05)
         os.kill(train_workers()[0], signal.SIGKILL)
         for path in [p for p in scratch.rglob("checkpoint_*/**/*.pt") if damaged]:
             os.truncate(path, path.stat().st_size // 2)
             cut.append(path)
         killed.set()
-
-    def checkpoints(snapshot: Path) -> int:
-        """How many the controller knows of, from which a group restarts."""
-        try:
-            return len(json.loads(snapshot.read_text())["checkpoint_results"])
-        except json.JSONDecodeError:
-            return 0  # being written this instant
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
@@ -244,11 +238,3 @@ def test_a_guard_that_a_killed_build_left_behind_holds_nobody_up() -> None:
         "guard.touch(); load_operator(); assert not guard.exists()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=ROOT)
-
-
-def train_workers() -> list[int]:
-    """Process ids of the training workers of this test's cluster."""
-    import psutil
-
-    mine = psutil.Process().children(recursive=True)
-    return [p.pid for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]

@@ -1,0 +1,86 @@
+"""What `kill -9` of a training worker costs a stage: its wall time, against the same stage undisturbed, in turns.
+
+Two workers under ZeRO-3. The worker is killed just before a checkpoint is due, so that nearly a whole interval is
+computed again; what remains is what it takes to see the death and to start another group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from sacpo.cluster import executor, tuner
+from sacpo.planner import make_plan
+from sacpo.runner import Runner
+from sacpo.store import Store
+from tests.killing import known, train_workers
+from tests.spaces import space
+
+_KILLED_AT = 0.9  # of an interval
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--checkpoint-steps", type=int, default=150)
+    arguments = parser.parse_args()
+    betas = [round(2 + 0.1 * i, 1) for i in range(2 * arguments.repeats)]
+    found = space(
+        chains=[{"chain": "dpo:helpfulness", "beta": betas}],
+        merges=[],
+        training__dpo={"learning_rate": 1e-4, "epochs": arguments.epochs, "batch_size": 64},
+        resources__workers=2,
+        resources__checkpoint_steps=arguments.checkpoint_steps,
+    )
+    plan = make_plan(found)
+    stages = [trial.policy["policy"] for trial in plan.trials if trial.method == "one-step"]
+    costs, intervals = [], []
+    with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
+        store = Store(Path(temporary) / "store")
+        runner = Runner(plan, store, "run", executor.execute)
+        for calm, killed in zip(stages[::2], stages[1::2], strict=True):
+            for stage in (calm, killed):
+                for parent in plan.steps[stage].parents.values():
+                    runner.ensure(parent)
+            started = time.monotonic()
+            metrics = runner.ensure(calm)["metrics"]
+            undisturbed = time.monotonic() - started
+            interval = arguments.checkpoint_steps * metrics["training_seconds"] / metrics["updates"]
+            thread = threading.Thread(target=_kill, args=(Path(store.scratch(killed)), _KILLED_AT * interval))
+            thread.start()
+            started = time.monotonic()
+            assert runner.ensure(killed)["metrics"]["resumed"]
+            costs.append(time.monotonic() - started - undisturbed)
+            intervals.append(interval)
+            thread.join()
+            print(
+                f"{undisturbed:.1f} s undisturbed, {costs[-1]:.1f} s more; an interval is {interval:.1f} s", flush=True
+            )
+    beyond = [cost - interval for cost, interval in zip(costs, intervals, strict=True)]
+    figures = {
+        "checkpoint_interval_seconds": round(statistics.median(intervals), 1),
+        "cost_seconds": round(statistics.median(costs), 1),
+        "cost_beyond_interval_seconds": round(statistics.median(beyond), 1),
+        "worst_beyond_interval_seconds": round(max(beyond), 1),
+    }
+    print(json.dumps(figures))
+
+
+def _kill(scratch: Path, after: float) -> None:
+    """Kill a worker so many seconds after the stage's first checkpoint."""
+    while not known(scratch):
+        time.sleep(0.05)
+    time.sleep(after)
+    os.kill(train_workers()[0], signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
