@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -134,6 +135,31 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
     attempts = found.steps.set_index("step_id")["attempts"]
     assert (attempts.drop(stages[2]) == 1).all(), "what lost its controller or its workers was not begun anew"
     assert all(record(results, stage)["metrics"]["resumed"] for stage in stages)
+
+
+@pytest.mark.timeout(600)
+def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
+    """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice."""
+    results = tmp_path / "results"
+    long = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=120)
+    with cluster() as nodes:
+        more = ("--address", nodes.address)
+        driver = Driver(tmp_path, results, arguments(write_space(long, tmp_path), results, *more))
+        while not any(results.glob("store/steps/train-*/logs/*/worker-0.log")):
+            assert driver.process.poll() is None, driver.output.read_text()
+            time.sleep(0.1)
+        (leaving,) = nodes.worker_nodes
+        nodes.add_node(**NODE)
+        spot.drain(nodes.address, leaving.node_id, 120)
+        stage, _ = driver.in_stage('"method": "sft"')
+        nodes.remove_node(leaving, allow_graceful=False)
+        while stage not in finished(results):
+            assert driver.process.poll() is None, driver.output.read_text()
+            time.sleep(0.1)
+        driver.process.send_signal(signal.SIGINT)
+        driver.end()
+    assert record(results, stage)["metrics"]["resumed"]
+    assert record(results, stage)["attempts"] == 1
 
 
 def record(results: Path, step: str) -> Any:

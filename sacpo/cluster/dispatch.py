@@ -77,7 +77,9 @@ class Dispatcher:
             if store.failure(step, runner.run) is not None:
                 self._schedule.finish(step, well=False)
         self._held: dict[str, str] = {}  # by trial
+        self._light = light
         self._started: set[str] = set()
+        self._present: set[str] = set()
         self._troubles: dict[str, list[str]] = {}
         self._metrics = Metrics(runner.run)
         self._news = asyncio.Condition()
@@ -87,30 +89,40 @@ class Dispatcher:
     async def take(self, trial: str, ended: Outcome | None) -> str | None:
         """The next light step for a trial, once there is one; none when the trial may leave.
 
-        It may when its own steps are settled. The last trials stay and help until all are.
+        It may when its own steps are settled and as many trials are there as may be: Tune hands its process to the next
+        one, but of two that leave at once it ends one process to start another. The last trials stay and help until all
+        is settled.
 
         Args:
             trial: The trial's id.
             ended: How the step ended that it was handed before; none at its beginning.
         """
         self._started.add(trial)
+        self._present.add(trial)
         async with self._news:
             step = self._held.pop(trial, None)
             if step is not None:
                 self._end(step, ended or Outcome("lost"))
             self._go_on()
-            mine = self._targets[trial]
-            while not self._schedule.over(mine if len(self._started) < len(self._targets) else None):
+            while not self._may_leave(trial):
                 step = self._schedule.take(holds=False)
                 if step is not None:
                     self._held[trial] = step
                     return step
                 await self._news.wait()
+            self._present.discard(trial)
         return None
+
+    def _may_leave(self, trial: str) -> bool:
+        if self._schedule.over():
+            return True
+        followed = len(self._present) >= self._light and len(self._started) < len(self._targets)
+        return followed and self._schedule.over(self._targets[trial])
 
     async def lost(self, trial: str) -> None:
         """The trial is gone for good; others go on with what it held."""
         async with self._news:
+            self._present.discard(trial)
             if trial in self._held:
                 self._end(self._held.pop(trial), Outcome("lost"))
                 self._go_on()

@@ -26,6 +26,7 @@ import ray.train
 import ray.train.torch
 import ray.util.scheduling_strategies
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import RayTrainError
@@ -36,6 +37,7 @@ from sacpo.steps.job import Facts, Job, worker_resources
 
 # A worker group waits for its placement group this long, while others train, before Ray Train looks again.
 _START_TIMEOUT_S = "1800"
+_NOTICE_S = 5.0  # between two questions whether a machine is about to go; Ray Train itself looks as often
 _SIZES = "sizes-"  # a worker's note, in a checkpoint, of the files that it wrote there
 
 
@@ -200,7 +202,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             _check_sizes(Path(str(resumed)))
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
         facts.ready("group")
-        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir)
+        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir, _Notice())
         with job.at_hand():
             result = stage.run(job, placement, facts)
         result.ended = time.time()
@@ -273,6 +275,31 @@ def _hand_on(folder: Path, update: int) -> None:
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / f"{_SIZES}{ray.train.get_context().get_world_rank()}.json").write_text(json.dumps(sizes))
     ray.train.report({"update": update}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
+
+
+class _Notice:
+    """Whether the group was just told that it loses a machine: true once, on all workers after the same update.
+
+    Ray Train makes sure of that by a call to an actor, so it is asked every few seconds only: how many updates these
+    are, rank 0 says.
+    """
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._updates = self._every = 0
+        self._told = False
+
+    def __call__(self) -> bool:
+        self._updates += 1
+        if self._updates == 1:
+            self._began = time.monotonic()  # the first update takes longer than those that follow
+        elif self._updates == 3:
+            update = (time.monotonic() - self._began) / 2
+            self._every = broadcast_from_rank_zero(max(1, int(_NOTICE_S / update)))
+        elif self._every and not self._told and self._updates % self._every == 0:
+            self._told = ray.train.get_preemption_info() is not None
+            return self._told
+        return False
 
 
 def _check_sizes(folder: Path) -> None:

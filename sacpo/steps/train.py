@@ -43,6 +43,7 @@ class Placement:
         resume_from: Folder of a checkpoint to go on from.
         on_checkpoint: Called on every worker with its checkpoint folder and the update count.
         workdir: This worker's own folder for checkpoints.
+        leaving: Asked on every worker after every update: whether a checkpoint is due, as a machine is about to go.
     """
 
     world_size: int
@@ -51,6 +52,7 @@ class Placement:
     resume_from: Path | None
     on_checkpoint: Callable[[Path, int], None]
     workdir: Path
+    leaving: Callable[[], bool] = lambda: False
 
 
 def run(job: Job, placement: Placement, facts: Facts) -> Facts:
@@ -248,6 +250,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.placement.leaving():
+            control.should_save = True
         if state.global_step >= self.steps:
             control.should_save = False  # the policy itself is written next
 

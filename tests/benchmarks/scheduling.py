@@ -126,7 +126,7 @@ def nothing(kind: str, job: Job) -> dict[str, Any]:
 
 
 def own_cost(trials: int, folder: Path) -> tuple[float, float, float]:
-    """(ms a trial of bare Tune, ms a trial of ours, growth of all processes' memory over the last half in MB)."""
+    """(ms a trial of bare Tune, ms a trial of ours, most that all processes grew in its second half in MB)."""
     plan = make_plan(space())
     ids = [content_id("data", {"n": i}) for i in range(trials)]
     steps = {i: Step(i, "data", "nothing", {"n": i}, {}, {}) for i in ids}
@@ -142,13 +142,12 @@ def own_cost(trials: int, folder: Path) -> tuple[float, float, float]:
         ).fit()
         bare = time.monotonic() - started
     with tuner.cluster("local", num_cpus=2):
-        memory: list[tuple[int, int]] = []
+        memory: list[int] = []
 
         def watch() -> None:
-            while not over.wait(1.0):
-                done = len(list((folder / "store" / "steps").glob("*/record.json")))
+            while not over.wait(0.5):
                 tree = psutil.Process().children(recursive=True)
-                memory.append((done, sum(_rss(process) for process in [psutil.Process(), *tree])))
+                memory.append(sum(_rss(process) for process in [psutil.Process(), *tree]))
 
         over = threading.Event()
         thread = threading.Thread(target=watch)
@@ -159,8 +158,8 @@ def own_cost(trials: int, folder: Path) -> tuple[float, float, float]:
         over.set()
         thread.join()
     assert all(store.record(step) for step in ids)
-    late = [rss for done, rss in memory if trials / 2 <= done < trials]  # afterwards processes end
-    return 1e3 * bare / trials, 1e3 * ours / trials, (late[-1] - late[0]) / 2**20
+    late = memory[len(memory) // 2 :]
+    return 1e3 * bare / trials, 1e3 * ours / trials, (max(late) - late[0]) / 2**20
 
 
 def _rss(process: psutil.Process) -> int:
