@@ -61,15 +61,18 @@ class Progress:
             self._live.stop()
 
     def _watch(self) -> None:
-        over, trouble = False, ""
+        over, trouble, took = False, "", 0.0
         while not over:
-            over = self._stop.wait(1.0)  # what ended in the last second is told too
+            # What ended meanwhile is told too. Looking into a bucket costs requests: it is done less often.
+            over = self._stop.wait(min(max(1.0, 20 * took), 30.0))
+            began = time.monotonic()
             try:
                 self._look()
             except SacpoError as error:  # a disk that is full, a bucket that is silent: the next look may do better
                 if str(error) != trouble:
                     trouble = str(error)
                     self._line(trouble)
+            took = time.monotonic() - began
 
     def _look(self) -> None:
         news = False

@@ -162,7 +162,8 @@ class Bucket:
     def read(self, key: str) -> bytes | None:
         """An object's content; none if it is not there."""
         try:
-            content: bytes = self._patiently(lambda: self._fs.cat_file(self.path(key)))
+            # In one part: s3fs would ask for the size first, and list what is below where nothing is there.
+            content: bytes = self._patiently(lambda: self._fs.cat_file(self.path(key), max_concurrency=1))
         except FileNotFoundError:
             return None
         return content

@@ -148,13 +148,13 @@ class Store:
 
     def failure(self, step_id: str, run: str | None = None) -> dict[str, Any] | None:
         """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail, or not in `run`."""
-        failure = _parsed(self.files.read(_attempt(step_id, self.attempts(step_id), "failed")))
+        number = self.attempts(step_id)
+        failure = _parsed(self.files.read(_attempt(step_id, number, "failed"))) if number else None
         return failure if failure is not None and run in (None, failure["run"]) else None
 
     def attempts(self, step_id: str) -> int:
         """How many attempts were made at the step."""
-        names = self.files.names(f"steps/{step_id}/attempts")
-        return max((int(name.partition(".")[0]) for name in names if name.endswith(".claim")), default=0)
+        return _latest(self._tries(step_id))
 
     def claim(self, step: Step, run: str) -> Claim | None:
         """The right to carry the step out, or none: it is done, a live holder is at it, or it failed in this very run.
@@ -165,10 +165,12 @@ class Store:
         """
         if self.record(step.id) is not None:
             return None
-        number = self.attempts(step.id)
-        if number and not self._ended(step.id, number) and not self._dead(step.id, number):
+        tries = self._tries(step.id)
+        number = _latest(tries)
+        ended = {f"{number:04d}.{suffix}" for suffix in ("done", "failed", "released")} & set(tries)
+        if number and not ended and not self._dead(step.id, number):
             return None
-        if self.failure(step.id, run) is not None:
+        if number and self.failure(step.id, run) is not None:
             return None
         claim = Claim(self, step, number + 1, run)
         if not self.files.create(_attempt(step.id, number + 1, "claim"), claim.heartbeat()):
@@ -219,9 +221,8 @@ class Store:
             key = f"{key}/{names[-1] if key.endswith('logs') else names[0]}"
         return f"s3://{self.files.path(key)}"
 
-    def _ended(self, step_id: str, number: int) -> bool:
-        names = self.files.names(f"steps/{step_id}/attempts")
-        return any(f"{number:04d}.{suffix}" in names for suffix in ("done", "failed", "released"))
+    def _tries(self, step_id: str) -> list[str]:
+        return self.files.names(f"steps/{step_id}/attempts")
 
     def _dead(self, step_id: str, number: int) -> bool:
         key = _attempt(step_id, number, "claim")
@@ -229,6 +230,10 @@ class Store:
         if content is None:
             return False  # being written this instant
         return liveness.gone(_parsed(content) or {"host": None}, f"{self.uri}/{key}", content)
+
+
+def _latest(tries: list[str]) -> int:
+    return max((int(name.partition(".")[0]) for name in tries if name.endswith(".claim")), default=0)
 
 
 def _parsed(content: bytes | None) -> dict[str, Any] | None:

@@ -141,7 +141,7 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
 def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
     """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice."""
     results = tmp_path / "results"
-    long = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=120)
+    long = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=60)
     with cluster() as nodes:
         more = ("--address", nodes.address)
         driver = Driver(tmp_path, results, arguments(write_space(long, tmp_path), results, *more))
@@ -149,10 +149,10 @@ def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
             assert driver.process.poll() is None, driver.output.read_text()
             time.sleep(0.1)
         (leaving,) = nodes.worker_nodes
-        nodes.add_node(**NODE)
         spot.drain(nodes.address, leaving.node_id, 120)
         stage, _ = driver.in_stage('"method": "sft"')
         nodes.remove_node(leaving, allow_graceful=False)
+        nodes.add_node(**NODE)
         while stage not in finished(results):
             assert driver.process.poll() is None, driver.output.read_text()
             time.sleep(0.1)

@@ -1,7 +1,8 @@
 """`python -m sacpo.cluster.spot`: tells Ray when AWS is about to take this spot machine back.
 
-Ray then starts nothing new here, and Ray Train moves what runs here from its last checkpoint; nothing in Ray's AWS
-provider asks for the notice. Started on every worker by cluster.yaml; ends after the notice.
+Ray then starts nothing new here, a stage that runs here writes a checkpoint (`sacpo.cluster.trainer`), and when the
+machine is gone Ray Train goes on from that elsewhere; nothing in Ray's AWS provider asks for the notice. Started on
+every worker by cluster.yaml; ends after the notice.
 
 AWS gives it two minutes before, at the instance metadata service (version 2):
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
