@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 import uuid
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +161,9 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                 for note in preflight.check(plan, store, versions, records.keys()):
                     sweep["notes"].append(note)
                     console.print(f"note: {note}", markup=False)
-                left = replace(plan, trials=tuple(missing))  # a trial costs a process's start, also where all is done
-                given_up = tuner.run_trials(left, store, sweep["run"], folder / ".tune", up_to=up_to)
+                given_up = tuner.run_trials(
+                    plan, store, sweep["run"], folder / ".tune", up_to=up_to, left=[trial.trial_id for trial in missing]
+                )
             for step, why in given_up.items():
                 console.print(f"GIVEN UP {plan.steps[step].label}: {why}", markup=False)
         except KeyboardInterrupt:

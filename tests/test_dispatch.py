@@ -141,3 +141,13 @@ def test_a_failure_ends_what_needs_it_and_the_rest_is_done(plan: Plan, tmp_path:
     assert {step for step in plan.steps if store.record(step) is None} == needing
     assert len(needing) > 4
     assert tries(store)[bad] == 1
+
+
+def test_a_trial_of_which_nothing_is_left_is_not_started(plan: Plan, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run(plan, store).join(200)
+    last = plan.trials[-1]
+    store.retract(last.judge["helpfulness"], "for this test")
+    tuner.run_trials(plan, store, "again", tmp_path / "tune", slow, left=[last.trial_id])
+    assert len(list((tmp_path / "tune" / "again").glob("_trial_*"))) == 1
+    assert tries(store) == Counter(list(plan.steps)) + Counter([last.judge["helpfulness"]])

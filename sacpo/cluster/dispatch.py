@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -62,14 +62,16 @@ class Dispatcher:
 
     Args:
         runner: Carries steps out.
+        left: Ids of the trials that will ask.
         workers: Workers' places.
         light: Light steps that may be under way at once.
     """
 
-    def __init__(self, runner: Runner, workers: int, light: int) -> None:
+    def __init__(self, runner: Runner, left: Sequence[str], workers: int, light: int) -> None:
         plan, store = runner.plan, runner.store
         self._runner = runner
-        self._targets = {trial.trial_id: plan.asked_by(trial) for trial in plan.trials}
+        asked = set(left)
+        self._targets = {trial.trial_id: plan.asked_by(trial) for trial in plan.trials if trial.trial_id in asked}
         done = {step for step in plan.steps if store.record(step) is not None}
         wanted = [step for steps in self._targets.values() for step in steps]
         self._schedule = Schedule(nodes(plan), wanted, done, workers, light)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,13 @@ def concurrency(groups: int) -> int:
 
 
 def run_trials(
-    plan: Plan, store: Store, run: str, folder: Path, execute: Executor = executor.execute, up_to: int = 0
+    plan: Plan,
+    store: Store,
+    run: str,
+    folder: Path,
+    execute: Executor = executor.execute,
+    up_to: int = 0,
+    left: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Run the plan's trials to their ends. Success and failure are read from the store, not from Tune.
 
@@ -130,14 +136,16 @@ def run_trials(
         folder: Where Tune keeps its own files.
         execute: Carries steps out.
         up_to: See `capacity`.
+        left: Ids of the trials of which something is to be done; none: all. Others would cost Tune's time for nothing.
 
     Returns:
         Steps that were given up without an outcome in the store, and why: mostly the store's fault.
     """
     workers = capacity(plan, up_to)
+    left = [trial.trial_id for trial in plan.trials] if left is None else left
     head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
     room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
-    trials = max(1, min(len(plan.trials), concurrency(workers // plan.space.resources.workers), room))
+    trials = max(1, min(len(left), concurrency(workers // plan.space.resources.workers), room))
     runner = Runner(plan, store, run, execute)
     dispatcher = Dispatcher.options(  # type: ignore[attr-defined]
         num_cpus=0,
@@ -146,7 +154,8 @@ def run_trials(
         max_task_retries=-1,
         max_concurrency=2 * trials + 2,
         runtime_env={"env_vars": _own_address()},
-    ).remote(runner, workers + plan.space.resources.workers, trials)  # the next group is about to start before its turn
+        # The next group is about to start before its turn.
+    ).remote(runner, left, workers + plan.space.resources.workers, trials)
     runner_ref = ray.put(runner)
     trainable = tune.with_resources(
         tune.with_parameters(_trial, runner=[runner_ref], run=run, dispatcher=dispatcher),
@@ -154,7 +163,7 @@ def run_trials(
     )
     tuner = tune.Tuner(
         trainable,
-        param_space={"trial": tune.grid_search([trial.trial_id for trial in plan.trials])},
+        param_space={"trial": tune.grid_search(list(left))},
         tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=True),
         run_config=tune.RunConfig(
             name=run,
