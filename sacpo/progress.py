@@ -75,7 +75,7 @@ class Progress:
             took = time.monotonic() - began
 
     def _look(self) -> None:
-        news = False
+        done, failed = self._done(), len(self.failed)
         for step_id, step in self.plan.steps.items():
             if step_id in self.seen or step_id in self.failed or not self.seen.keys() >= set(step.parents.values()):
                 continue
@@ -83,23 +83,20 @@ class Progress:
             failure = self.store.failure(step_id, self.sweep["run"]) if record is None else None
             if record is not None:
                 self.seen[step_id] = record
-                news = True
                 self._line(f"{step.label}: {record['seconds']:.0f} s")
             elif failure is not None:
                 self.failed[step_id] = failure["error"]
-                news = True
                 self._line(
                     f"{step.label}: FAILED: {failure['error']}"
                     + (f" (log: {failure['log']})" if failure["log"] else "")
                 )
-        if news:
-            before = self._ended()
+        if (self._done(), len(self.failed)) != (done, failed):
             self.results = collect(self.plan, self.store, self.sweep, self.seen)
-            if self._ended() != before:
-                self.on_trial(self.results)
+            self.on_trial(self.results)
 
-    def _ended(self) -> int:
-        return int((self.results.trials["status"] != "pending").sum())
+    def _done(self) -> int:
+        """How many trials have all their steps done: the tables change with them."""
+        return sum(self.seen.keys() >= set(trial.steps) for trial in self.plan.trials)
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:

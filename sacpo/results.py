@@ -172,7 +172,7 @@ class _Outputs:
         if step_id is None or self.records[step_id] is None:
             return pd.DataFrame()
         try:
-            return pd.read_parquet(self.store.output(step_id) / name)
+            return pd.read_parquet(self.store.output(step_id, self.records[step_id]) / name)
         except CorruptOutput:
             self.records[step_id] = None
             return pd.DataFrame()
@@ -196,7 +196,7 @@ class _Outputs:
         if self.records[step_id] is None:
             return None
         try:
-            return read_probabilities(self.store.output(step_id))
+            return read_probabilities(self.store.output(step_id, self.records[step_id]))
         except CorruptOutput:
             self.records[step_id] = None
             return None

@@ -89,14 +89,18 @@ class Store:
             return self.output(step_id)
         return self.folder(step_id) / str(record["output"])
 
-    def output(self, step_id: str) -> Path:
+    def output(self, step_id: str, record: Record | None = None) -> Path:
         """The folder of a done step's files, on this machine, each verified against its digest in the record.
+
+        Args:
+            step_id: The step's id.
+            record: Its record, if it was read before.
 
         Raises:
             CorruptOutput: the step is not done, or a file is missing or differs; its record has been retracted, so that
                 the next asker computes the step again.
         """
-        record = self.record(step_id)
+        record = record or self.record(step_id)
         while record is not None:
             key = f"steps/{step_id}/{record['output']}"
             problem = self._problem(key, record["files"])

@@ -44,8 +44,8 @@ def cluster() -> Iterator[Any]:
 
 
 def command(folder: Path, results: Path, *more: str) -> list[str]:
-    """That of a small sweep with a checkpoint every third update."""
-    space = write_space(small(resources__workers=2, resources__checkpoint_steps=3), folder)
+    """That of a small sweep with a checkpoint after every update, which leaves time to kill before a stage's end."""
+    space = write_space(small(resources__workers=2, resources__checkpoint_steps=1), folder)
     return arguments(space, results, *more)
 
 
@@ -141,25 +141,25 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
 def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
     """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice."""
     results = tmp_path / "results"
-    long = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=60)
+    endless = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=10**4)
     with cluster() as nodes:
         more = ("--address", nodes.address)
-        driver = Driver(tmp_path, results, arguments(write_space(long, tmp_path), results, *more))
-        while not any(results.glob("store/steps/train-*/logs/*/worker-0.log")):
-            assert driver.process.poll() is None, driver.output.read_text()
-            time.sleep(0.1)
+        driver = Driver(tmp_path, results, arguments(write_space(endless, tmp_path), results, *more))
+
+        def logged(text: str) -> None:
+            while not any(text in log.read_text() for log in results.glob("store/steps/train-*/logs/*/worker-0.log")):
+                assert driver.process.poll() is None, driver.output.read_text()
+                time.sleep(0.1)
+
+        logged("")
         (leaving,) = nodes.worker_nodes
         spot.drain(nodes.address, leaving.node_id, 120)
-        stage, _ = driver.in_stage('"method": "sft"')
+        driver.in_stage('"method": "sft"')
         nodes.remove_node(leaving, allow_graceful=False)
         nodes.add_node(**NODE)
-        while stage not in finished(results):
-            assert driver.process.poll() is None, driver.output.read_text()
-            time.sleep(0.1)
+        logged("goes on from")
         driver.process.send_signal(signal.SIGINT)
         driver.end()
-    assert record(results, stage)["metrics"]["resumed"]
-    assert record(results, stage)["attempts"] == 1
 
 
 def record(results: Path, step: str) -> Any:

@@ -68,16 +68,13 @@ class Dispatcher:
     """
 
     def __init__(self, runner: Runner, left: Sequence[str], workers: int, light: int) -> None:
-        plan, store = runner.plan, runner.store
+        plan = runner.plan
         self._runner = runner
         asked = set(left)
         self._targets = {trial.trial_id: plan.asked_by(trial) for trial in plan.trials if trial.trial_id in asked}
-        done = {step for step in plan.steps if store.record(step) is not None}
+        done = set(runner.store.records(plan.steps))  # of what failed in this run, the next attempt says so at once
         wanted = [step for steps in self._targets.values() for step in steps]
         self._schedule = Schedule(nodes(plan), wanted, done, workers, light)
-        for step in plan.steps.keys() - done:
-            if store.failure(step, runner.run) is not None:
-                self._schedule.finish(step, well=False)
         self._held: dict[str, str] = {}  # by trial
         self._light = light
         self._started: set[str] = set()

@@ -29,7 +29,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError, RayTrainError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from sacpo.errors import SacpoError, StepError, StoreError
@@ -157,6 +157,8 @@ def _own_error(error: BaseException) -> SacpoError | None:
     """
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, SacpoError):
         return error.cause
+    if any(CheckpointManagerInitializationError.__name__ in text for text in (repr(error), str(error))):
+        return DamagedCheckpoint(f"the controller's list of checkpoints is damaged: {_last_line(error)}")
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     ours = [f for f in failures if isinstance(f, SacpoError)]
     if ours:
@@ -198,6 +200,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     resumed = Path(tempfile.mkdtemp(prefix="sacpo-resume-")) if checkpoint else None
     try:
         if checkpoint is not None:
+            print(f"goes on from {checkpoint.path}", flush=True)
             checkpoint.to_directory(str(resumed))
             _check_sizes(Path(str(resumed)))
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
