@@ -86,7 +86,7 @@ class Store:
         """Where a done step's files are, or will be where somebody asks for its `output`."""
         record = self.record(step_id)
         if record is None or self.cache is None:
-            return self.output(step_id)
+            return self.output(step_id, record)
         return self.folder(step_id) / str(record["output"])
 
     def output(self, step_id: str, record: Record | None = None) -> Path:

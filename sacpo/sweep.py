@@ -189,7 +189,7 @@ def _verify_leaves(plan: Plan, store: Store) -> list[str]:
             continue
         undecided = record["metrics"].get("undecided", 0) if plan.steps[step].kind == "judge" else 0
         try:
-            store.output(step)
+            store.output(step, record)
         except CorruptOutput as error:
             again.append(f"{plan.steps[step].label}: {error}")
         else:

@@ -157,7 +157,7 @@ def _own_error(error: BaseException) -> SacpoError | None:
     """
     if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, SacpoError):
         return error.cause
-    if any(CheckpointManagerInitializationError.__name__ in text for text in (repr(error), str(error))):
+    if CheckpointManagerInitializationError.__name__ in str(error):  # raised where a controller starts: Ray quotes it
         return DamagedCheckpoint(f"the controller's list of checkpoints is damaged: {_last_line(error)}")
     failures: list[Exception] = list(getattr(error, "worker_failures", {}).values())
     ours = [f for f in failures if isinstance(f, SacpoError)]
