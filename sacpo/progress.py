@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs, read from the store by a thread of the driver: no message can get lost.
+"""What a sweep shows while it runs, by a thread of the driver: the dispatcher says what ended, the store says how.
 
 On a terminal, a live table; elsewhere, a line for every step that ends. The results folder's tables are rebuilt
 whenever a trial ends.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pandas as pd
@@ -31,14 +31,22 @@ class Progress:
         plan: The sweep's plan.
         store: Its store.
         sweep: What `sweep.json` will hold.
+        settled: Asked for the steps that have ended.
         on_trial: Called with the tables whenever a trial has ended.
         console: Where to show it.
     """
 
     def __init__(
-        self, plan: Plan, store: Store, sweep: dict[str, Any], on_trial: Callable[[Results], None], console: Console
+        self,
+        plan: Plan,
+        store: Store,
+        sweep: dict[str, Any],
+        settled: Callable[[], Collection[str]],
+        on_trial: Callable[[Results], None],
+        console: Console,
     ) -> None:
-        self.plan, self.store, self.sweep, self.on_trial, self.console = plan, store, sweep, on_trial, console
+        self.plan, self.store, self.sweep, self.settled = plan, store, sweep, settled
+        self.on_trial, self.console = on_trial, console
         self.started = time.monotonic()
         self.seen = store.records(plan.steps)
         self.reused = len(self.seen)
@@ -61,23 +69,21 @@ class Progress:
             self._live.stop()
 
     def _watch(self) -> None:
-        over, trouble, took = False, "", 0.0
+        over, trouble = False, ""
         while not over:
-            # What ended meanwhile is told too. Looking into a bucket costs requests: it is done less often.
-            over = self._stop.wait(min(max(1.0, 20 * took), 30.0))
-            began = time.monotonic()
+            over = self._stop.wait(1.0)  # at the end all is looked at once more, dispatcher or not
             try:
-                self._look()
+                self._look(self.plan.steps.keys() if over else self.settled())
             except SacpoError as error:  # a disk that is full, a bucket that is silent: the next look may do better
                 if str(error) != trouble:
                     trouble = str(error)
                     self._line(trouble)
-            took = time.monotonic() - began
 
-    def _look(self) -> None:
+    def _look(self, ended: Collection[str]) -> None:
         done, failed = self._done(), len(self.failed)
         for step_id, step in self.plan.steps.items():
-            if step_id in self.seen or step_id in self.failed or not self.seen.keys() >= set(step.parents.values()):
+            open_yet = step_id in ended and step_id not in self.seen and step_id not in self.failed
+            if not open_yet or not self.seen.keys() >= set(step.parents.values()):
                 continue
             record = self.store.record(step_id)
             failure = self.store.failure(step_id, self.sweep["run"]) if record is None else None

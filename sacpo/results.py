@@ -138,17 +138,17 @@ def write(results: Results, folder: Path) -> None:
 
 def collect(plan: Plan, store: Store, sweep: dict[str, Any], records: Mapping[str, Record] | None = None) -> Results:
     """Build the tables from what is in the store now, `records` if they were read; what is not there yet is pending."""
-    outputs = _Outputs(plan, store, store.records(plan.steps) if records is None else records)
+    outputs = _Outputs(plan, store, store.records(plan.steps) if records is None else records, sweep["run"])
     responses = pd.concat([_responses(trial, outputs) for trial in plan.trials], ignore_index=True)
     verdicts = pd.concat([_verdicts(trial, plan, outputs) for trial in plan.trials], ignore_index=True)
     main = verdicts[verdicts["panel"].eq("") & verdicts["baseline_id"].eq(plan.baseline.trial_id)]
     estimated = {c: estimate_columns(scored(main[main["criterion"] == c])) for c in plan.prompts}
-    rows = [_trial_row(trial, plan, outputs, responses, main, estimated, sweep["run"]) for trial in plan.trials]
+    rows = [_trial_row(trial, plan, outputs, responses, main, estimated) for trial in plan.trials]
     trials = pd.DataFrame(rows)
     policies = (trials["status"] == "done") & (trials["method"] != "sentinel")
     points = trials[list(CRITERIA)].where(policies).to_numpy(dtype=float)
     trials["on_front"] = on_front(points)
-    steps = pd.DataFrame([_step_row(step_id, plan, outputs, sweep["run"]) for step_id in plan.steps])
+    steps = pd.DataFrame([_step_row(step_id, plan, outputs) for step_id in plan.steps])
     return Results(sweep, trials, steps, responses, verdicts, _exact_frontier(plan, outputs))
 
 
@@ -160,10 +160,11 @@ def complete(plan: Plan, store: Store, sweep: dict[str, Any]) -> Results:
 
 
 class _Outputs:
-    """Records and verified outputs of one look at the store, each read once."""
+    """Records, attempts and verified outputs of one look at the store, each read once."""
 
-    def __init__(self, plan: Plan, store: Store, records: Mapping[str, Record]) -> None:
-        self.plan, self.store = plan, store
+    def __init__(self, plan: Plan, store: Store, records: Mapping[str, Record], run: str) -> None:
+        self.plan, self.store, self.run = plan, store, run
+        self._tries: dict[str, tuple[int, dict[str, Any] | None]] = {}
         self.records: dict[str, Record | None] = dict.fromkeys(plan.steps) | dict(records)
         baseline = plan.baseline.probabilities
         self.sft = self.probabilities(baseline) if baseline is not None else None
@@ -177,20 +178,13 @@ class _Outputs:
             self.records[step_id] = None
             return pd.DataFrame()
 
-    def failure(self, step_id: str, run: str) -> dict[str, Any] | None:
-        """Its failure in this run; nobody can have tried a step whose parents are not done."""
-        return self.store.failure(step_id, run) if self._tried(step_id) else None
-
-    def attempts(self, step_id: str) -> int:
-        return self.store.attempts(step_id) if self._tried(step_id) else 0
-
-    def retractions(self, step_id: str) -> list[str]:
-        record = self.records[step_id]
-        never = self.attempts(step_id) == 0 if record is None else record["attempts"] == 1
-        return [] if never else self.store.retractions(step_id)
-
-    def _tried(self, step_id: str) -> bool:
-        return all(self.records[parent] is not None for parent in self.plan.steps[step_id].parents.values())
+    def tried(self, step_id: str) -> tuple[int, dict[str, Any] | None]:
+        """How many attempts were made at a step that is not done, and how the last one failed, if in this run."""
+        if any(self.records[parent] is None for parent in self.plan.steps[step_id].parents.values()):
+            return 0, None  # nobody can have tried it
+        if step_id not in self._tries:
+            self._tries[step_id] = self.store.tried(step_id, self.run)
+        return self._tries[step_id]
 
     def probabilities(self, step_id: str) -> synthetic.Array | None:
         if self.records[step_id] is None:
@@ -237,9 +231,8 @@ def _trial_row(
     responses: pd.DataFrame,
     verdicts: pd.DataFrame,
     estimated: dict[str, dict[Any, Estimate]],
-    run: str,
 ) -> dict[str, Any]:
-    status, error = _status(trial, plan, outputs, run)
+    status, error = _status(trial, plan, outputs)
     beta, realigned = trial.beta, trial.beta_over_lambda
     row: dict[str, Any] = {
         "trial_id": trial.trial_id,
@@ -288,11 +281,11 @@ def _needed(trial: Trial, plan: Plan) -> list[str]:
     return list(dict.fromkeys(s for asked in plan.asked_by(trial) for s in plan.ancestors(asked)))
 
 
-def _status(trial: Trial, plan: Plan, outputs: _Outputs, run: str) -> tuple[str, str]:
+def _status(trial: Trial, plan: Plan, outputs: _Outputs) -> tuple[str, str]:
     if all(outputs.records[step] is not None for step in trial.steps):
         return "done", ""
     for step in _needed(trial, plan):
-        failure = outputs.failure(step, run) if outputs.records[step] is None else None
+        failure = outputs.tried(step)[1] if outputs.records[step] is None else None
         if failure is not None:
             log = f" (log: {failure['log']})" if failure["log"] else ""
             return "failed", f"{plan.steps[step].label}: {failure['error']}{log}"
@@ -367,9 +360,10 @@ def _exact_frontier(plan: Plan, outputs: _Outputs) -> pd.DataFrame | None:
     return pd.DataFrame(rows).drop(columns="support_mass") if rows else None
 
 
-def _step_row(step_id: str, plan: Plan, outputs: _Outputs, run: str) -> dict[str, Any]:
+def _step_row(step_id: str, plan: Plan, outputs: _Outputs) -> dict[str, Any]:
     step, record = plan.steps[step_id], outputs.records[step_id]
-    failure = outputs.failure(step_id, run) if record is None else None
+    attempts, failure = outputs.tried(step_id) if record is None else (record["attempts"], None)
+    again = attempts > (0 if record is None else 1)
     status = "done" if record is not None else "failed" if failure else "pending"
     values = record or {}
     return {
@@ -379,15 +373,15 @@ def _step_row(step_id: str, plan: Plan, outputs: _Outputs, run: str) -> dict[str
         "parents": json.dumps(step.parents),
         "status": status,
         "error": failure["error"] if failure else "",
-        "attempts": values["attempts"] if values else outputs.attempts(step_id),
-        "reused": record is not None and record["run"] != run,
+        "attempts": attempts,
+        "reused": record is not None and record["run"] != outputs.run,
         "seconds": values.get("seconds", float("nan")),
         "device_seconds": values.get("device_seconds", float("nan")),
         "workers": values.get("workers", 0),
         "requested": json.dumps(step.payload),
         "effective": json.dumps(values.get("effective", {})),
         "metrics": json.dumps(values.get("metrics", {})),
-        "retracted": json.dumps(outputs.retractions(step_id)),
+        "retracted": json.dumps(outputs.store.retractions(step_id) if again else []),
         "alive": values.get("alive", float("nan")),
         "first_work": values.get("first_work", float("nan")),
         "ended": values.get("ended", float("nan")),

@@ -60,16 +60,15 @@ class Runner:
             record = self.store.record(step_id)
             if record is not None:
                 return record
-            failure = self.store.failure(step_id, self.run)
-            if failure is not None:
-                raise StepError(f"{step.label}: {failure['error']}")
-            for parent in step.parents.values():
-                self.ensure(parent)
+            parents = {role: self.ensure(parent) for role, parent in step.parents.items()}
             claim = self.store.claim(step, self.run)
             if claim is None:
+                failure = self.store.failure(step_id, self.run)
+                if failure is not None:
+                    raise StepError(f"{step.label}: {failure['error']}")
                 return self.store.record(step_id)
             try:
-                return claim.commit(self._carry_out(step, claim))
+                return claim.commit(self._carry_out(step, parents, claim))
             except CorruptOutput:
                 claim.release()  # a parent's output is damaged: it is computed again, then this step
             except StoreError:
@@ -86,13 +85,13 @@ class Runner:
                 claim.release()
                 raise
 
-    def _carry_out(self, step: Step, claim: Claim) -> dict[str, Any]:
+    def _carry_out(self, step: Step, parents: dict[str, Record], claim: Claim) -> dict[str, Any]:
         job = Job(
             step_id=step.id,
             payload=step.payload,
             folder=claim.folder,
-            parents={role: self.store.place(parent) for role, parent in step.parents.items()},
-            needs=tuple(step.parents.values()),
+            parents={role: self.store.place(record["step_id"], record) for role, record in parents.items()},
+            needs=tuple(parents.values()),
             local=step.local,
             resources=self.plan.space.resources.model_dump(),
             logs=self.store.log_folder(step.id) / f"{claim.number:04d}",

@@ -95,6 +95,10 @@ class Schedule:
         """Whether these steps (all of them if none are named) are settled: done, or not to be done any more."""
         return self._settled.issuperset(self._open if steps is None else steps)
 
+    def settled(self) -> set[str]:
+        """The steps that are done, or not to be done any more."""
+        return set(self._settled)
+
     def states(self) -> dict[str, int]:
         """How many steps are done, failed (or need one that did), under way, and waiting."""
         failed, running = len(self._failed), len(self._running)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 import uuid
@@ -131,28 +132,36 @@ class Bucket:
 
     @cached_property
     def _fs(self) -> Any:
-        return self._connect()
-
-    def filesystem(self) -> Any:
-        """A pyarrow file system, for libraries that write folders themselves; as patient, as far as botocore can be."""
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-        return PyFileSystem(FSSpecHandler(self._connect(retries={"mode": "standard", "max_attempts": 15})))
-
-    def _connect(self, **config: Any) -> Any:
+        """Knows conditional writes, but takes half a second of a processor to be there: not for workers."""
         from s3fs import S3FileSystem
 
-        endpoint = self._options.get("endpoint_override")
-        if endpoint and "://" not in endpoint:
-            endpoint = f"{self._options.get('scheme', 'https')}://{endpoint}"
         region = {"region_name": self._options["region"]} if "region" in self._options else {}
         return S3FileSystem(
-            endpoint_url=endpoint,
-            client_kwargs=region,
-            config_kwargs=config,
-            use_listings_cache=False,
-            skip_instance_cache=True,
+            endpoint_url=self._endpoint(), client_kwargs=region, use_listings_cache=False, skip_instance_cache=True
         )
+
+    @cached_property
+    def _quick(self) -> Any:
+        """Writes a small file with one request, made where the file is closed."""
+        return self.filesystem(allow_delayed_open=True)
+
+    def filesystem(self, **options: Any) -> Any:
+        """A pyarrow file system, for libraries that write folders themselves."""
+        from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
+
+        endpoint, region = self._endpoint(), self._options.get("region")
+        if endpoint is None and region is None:
+            region = self._patiently(lambda: resolve_s3_region(self.base.partition("/")[0]))
+        return S3FileSystem(
+            endpoint_override=endpoint,
+            region=region,
+            retry_strategy=AwsStandardS3RetryStrategy(max_attempts=15),
+            **options,
+        )
+
+    def _endpoint(self) -> str | None:
+        endpoint = self._options.get("endpoint_override")
+        return endpoint if not endpoint or "://" in endpoint else f"{self._options.get('scheme', 'https')}://{endpoint}"
 
     def below(self, name: str) -> str:
         """URI of a folder in this one."""
@@ -185,7 +194,12 @@ class Bucket:
 
     def upload(self, path: Path, key: str) -> None:
         """Write a file, in parts where it is large."""
-        self._put(lambda: self._fs.put_file(str(path), self.path(key)))
+
+        def send() -> None:  # not by pyarrow's copy_files, which tells nobody that closing failed
+            with path.open("rb") as source, self._quick.open_output_stream(self.path(key)) as target:
+                shutil.copyfileobj(source, target, 2**22)
+
+        self._put(send)
 
     def download(self, key: str, path: Path) -> bool:
         """Read an object into a file, which is whole or as it was; whether the object was there."""
@@ -290,7 +304,7 @@ def _passes(error: Exception) -> bool:
     from botocore.exceptions import ConnectionError as NoConnection
     from botocore.exceptions import HTTPClientError
 
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or re.search("ACCESS_DENIED|NO_SUCH_BUCKET", str(error)):  # pyarrow's words
         return False
     return isinstance(error, OSError | NoConnection | HTTPClientError | aiohttp.ClientError | TimeoutError)
 

@@ -82,10 +82,9 @@ class Store:
                 found = list(pool.map(self.record, wanted))
         return {step: record for step, record in zip(wanted, found, strict=True) if record is not None}
 
-    def place(self, step_id: str) -> Path:
+    def place(self, step_id: str, record: Record) -> Path:
         """Where a done step's files are, or will be where somebody asks for its `output`."""
-        record = self.record(step_id)
-        if record is None or self.cache is None:
+        if self.cache is None:
             return self.output(step_id, record)
         return self.folder(step_id) / str(record["output"])
 
@@ -152,13 +151,17 @@ class Store:
 
     def failure(self, step_id: str, run: str | None = None) -> dict[str, Any] | None:
         """The latest attempt's failure: `run`, `error`, `log`; none if it did not fail, or not in `run`."""
-        number = self.attempts(step_id)
-        failure = _parsed(self.files.read(_attempt(step_id, number, "failed"))) if number else None
-        return failure if failure is not None and run in (None, failure["run"]) else None
+        return self.tried(step_id, run)[1]
 
-    def attempts(self, step_id: str) -> int:
-        """How many attempts were made at the step."""
-        return _latest(self._tries(step_id))
+    def tried(self, step_id: str, run: str | None = None) -> tuple[int, dict[str, Any] | None]:
+        """How many attempts were made at the step, and its `failure`."""
+        tries = self._tries(step_id)
+        return _latest(tries), self._failure(step_id, tries, run)
+
+    def _failure(self, step_id: str, tries: list[str], run: str | None) -> dict[str, Any] | None:
+        name = f"{_latest(tries):04d}.failed"
+        failure = _parsed(self.files.read(f"steps/{step_id}/attempts/{name}")) if name in tries else None
+        return failure if failure is not None and run in (None, failure["run"]) else None
 
     def claim(self, step: Step, run: str) -> Claim | None:
         """The right to carry the step out, or none: it is done, a live holder is at it, or it failed in this very run.
@@ -167,19 +170,17 @@ class Store:
             step: The step.
             run: The id of the asking sweep run, kept with a failure.
         """
-        if self.record(step.id) is not None:
-            return None
         tries = self._tries(step.id)
         number = _latest(tries)
         ended = {f"{number:04d}.{suffix}" for suffix in ("done", "failed", "released")} & set(tries)
         if number and not ended and not self._dead(step.id, number):
             return None
-        if number and self.failure(step.id, run) is not None:
+        if self._failure(step.id, tries, run) is not None:
             return None
         claim = Claim(self, step, number + 1, run)
         if not self.files.create(_attempt(step.id, number + 1, "claim"), claim.heartbeat()):
             return None
-        if self.record(step.id) is not None:  # finished between the first look and the claim
+        if number and self.record(step.id) is not None:  # finished, before this or meanwhile
             claim.release()
             return None
         self.files.write(f"steps/{step.id}/payload.json", json.dumps(step.payload, indent=1, sort_keys=True).encode())
@@ -310,9 +311,10 @@ class Claim:
         self._end("done", {})  # should the record be retracted
         if not mine:
             self.store.discard(f"steps/{self.step.id}/{self.output}")
-        self.store.drop_scratch(self.step.id)
-        stored = self.store.record(self.step.id)
-        assert stored is not None, "written just now"
+        if self.step.kind == "train":  # no other step keeps anything for a restart
+            self.store.drop_scratch(self.step.id)
+        stored = json.loads(content) if mine else self.store.record(self.step.id)
+        assert stored is not None, "somebody wrote it just now"
         return stored
 
     def fail(self, error: str, log: str | None) -> None:

@@ -155,7 +155,10 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                 status.Register(plan, store, sweep),
                 logged(folder / "sweep.log"),
                 tuner.cluster(address),
-                Progress(plan, store, sweep, lambda found: _keep(found, home), console),
+                Progress(
+                    *(plan, store, sweep, lambda: tuner.settled(sweep["run"])),
+                    *(lambda found: _keep(found, home), console),
+                ),
             ):
                 versions = {name: sweep["versions"][name] for name in PACKAGES}
                 for note in preflight.check(plan, store, versions, records.keys()):

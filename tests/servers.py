@@ -69,6 +69,8 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []  # monotonic, of each request's arrival
         self.at_once = self.most_at_once = 0
+        self.gather = 0  # requests that must be under way at once before the first is answered
+        self._gathered = asyncio.Event()
         self.ending = asyncio.Event()
 
     @property
@@ -82,7 +84,10 @@ class Server:
         self.times.append(time.monotonic())
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
+        if self.at_once >= self.gather:
+            self._gathered.set()
         try:
+            await self._gathered.wait()
             return await self._answer(request, body)
         finally:
             self.at_once -= 1

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import psutil
@@ -23,6 +23,7 @@ from tests.commands import arguments, write_space
 from tests.killing import known
 from tests.spaces import ROOT, small
 
+T = TypeVar("T")
 NUMBERS = ["trial_id", "status", "helpfulness", "harmlessness", "expected_reward", "expected_safety", "kl_to_sft"]
 JOBS = [str(Path(sys.executable).with_name("ray")), "job"]
 _SMALL = {"object_store_memory": 2**27, "dashboard_agent_listen_port": 0}  # beside other clusters
@@ -67,14 +68,30 @@ class Driver:
         Returns:
             Its step's id, and what its controller knows.
         """
-        while True:
-            assert self.process.poll() is None, self.output.read_text()
+
+        def there() -> tuple[str, str] | None:
             for folder in self.results.glob("store/scratch/*"):
                 payload = self.results / "store" / "steps" / folder.name / "payload.json"
                 found = known(folder)
                 if found and found != after and label in payload.read_text():
                     return folder.name, found
+            return None
+
+        return self.until(there)
+
+    def until(self, found: Callable[[], T]) -> T:
+        """What is found once there is something, while the command runs.
+
+        Raises:
+            AssertionError: it ended, or nothing is found in ten minutes; what it and its training workers printed.
+        """
+        by = time.monotonic() + 600
+        while not (value := found()):
+            if self.process.poll() is not None or time.monotonic() > by:
+                logs = [self.output, *self.results.glob("store/steps/train-*/logs/*/*.log")]
+                raise AssertionError("\n".join(f"{log}\n{log.read_text()[-3000:]}" for log in logs))
             time.sleep(0.1)
+        return value
 
     def end(self) -> int:
         status = self.process.wait(600)
@@ -118,9 +135,7 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
         submit = [*JOBS, "submit", *on_head, "--submission-id"]
         entry = command(tmp_path, results, "--address", "auto")
         driver = Driver(tmp_path, results, [*submit, "stopped", "--", *entry])
-        while not (results / "store" / "steps" / stages[2] / "logs" / "0002" / "worker-0.log").exists():
-            assert driver.process.poll() is None, driver.output.read_text()
-            time.sleep(0.1)
+        driver.until((results / "store" / "steps" / stages[2] / "logs" / "0002" / "worker-0.log").exists)
         subprocess.run([*JOBS, "stop", *on_head, "stopped"], check=True)
         driver.end()
         assert "was stopped" in subprocess.check_output([*JOBS, "status", *on_head, "stopped"], text=True)
@@ -137,7 +152,7 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
     assert all(record(results, stage)["metrics"]["resumed"] for stage in stages)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
     """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice."""
     results = tmp_path / "results"
@@ -146,18 +161,17 @@ def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
         more = ("--address", nodes.address)
         driver = Driver(tmp_path, results, arguments(write_space(endless, tmp_path), results, *more))
 
-        def logged(text: str) -> None:
-            while not any(text in log.read_text() for log in results.glob("store/steps/train-*/logs/*/worker-0.log")):
-                assert driver.process.poll() is None, driver.output.read_text()
-                time.sleep(0.1)
+        def printed(text: str) -> bool:
+            logs = results.glob("store/steps/train-*/logs/*/worker-0.log")
+            return any(text in log.read_text() for log in logs)
 
-        logged("")
+        driver.until(lambda: printed(""))
         (leaving,) = nodes.worker_nodes
-        spot.drain(nodes.address, leaving.node_id, 120)
+        spot.drain(nodes.address, leaving.node_id, 600)
         driver.in_stage('"method": "sft"')
         nodes.remove_node(leaving, allow_graceful=False)
         nodes.add_node(**NODE)
-        logged("goes on from")
+        driver.until(lambda: printed("goes on from"))
         driver.process.send_signal(signal.SIGINT)
         driver.end()
 
@@ -188,9 +202,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.timeout(900)
 def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
     driver = Driver(tmp_path, disk / "results", command(tmp_path, disk / "results"))
-    while psutil.disk_usage(str(disk)).free > 2**16:
-        assert driver.process.poll() is None, driver.output.read_text()
-        time.sleep(0.1)
+    driver.until(lambda: psutil.disk_usage(str(disk)).free <= 2**16)
     time.sleep(10)
     assert driver.process.poll() is None, driver.output.read_text()
     before = finished(driver.results)

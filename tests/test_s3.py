@@ -186,7 +186,7 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     for sweep in found:
         pd.testing.assert_frame_equal(_numbers(sweep), _numbers(tables.load(small_results)))
     keys = s3.keys("shared/")
-    assert not [key for key in keys if "/scratch/" in key], "what only a restart needs is gone"
+    assert not [key for key in keys if "/scratch/" in key and key[-1] != "/"], "what only a restart needs is gone"
     assert len([key for key in keys if key.endswith("record.json")]) == len(found[0].steps)
     assert [key for key in keys if key.endswith("worker-1.log")], "workers' logs can be read by anyone"
     status = run_module("sacpo.sweep", "--status", s3.uri("results/one"))

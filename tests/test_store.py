@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ def test_a_path_that_cannot_be_a_store_is_refused_with_the_way_out(tmp_path: Pat
         Store(file).claim(STEP, "run")
 
 
-def test_scratch_goes_when_the_step_is_done(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    Path(store.scratch(STEP.id)).mkdir(parents=True)
-    done(store)
-    assert not Path(store.scratch(STEP.id)).exists()
+def test_scratch_goes_when_the_training_is_done(tmp_path: Path) -> None:
+    store, training = Store(tmp_path), replace(STEP, id="train-0", kind="train")
+    Path(store.scratch(training.id)).mkdir(parents=True)
+    done(store, training)
+    assert not Path(store.scratch(training.id)).exists()

@@ -126,6 +126,10 @@ class Dispatcher:
                 self._end(self._held.pop(trial), Outcome("lost"))
                 self._go_on()
 
+    async def settled(self) -> set[str]:
+        """The steps of which the store says how they ended; and those that need one that failed."""
+        return self._schedule.settled()
+
     async def given_up(self) -> dict[str, str]:
         """Steps of which no outcome could be kept, again and again, and why the last time."""
         return {step: said[-1] for step, said in self._troubles.items() if len(said) >= _PATIENCE}

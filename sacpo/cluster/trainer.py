@@ -284,25 +284,23 @@ class _Notice:
     """Whether the group was just told that it loses a machine: true once, on all workers after the same update.
 
     Ray Train makes sure of that by a call to an actor, so it is asked every few seconds only: how many updates these
-    are, rank 0 says.
+    are, rank 0 says each time, from those since the last.
     """
 
     def __init__(self) -> None:
-        self._began = 0.0
-        self._updates = self._every = 0
+        self._asked = time.monotonic()
+        self._updates, self._every = 0, 1
         self._told = False
 
     def __call__(self) -> bool:
         self._updates += 1
-        if self._updates == 1:
-            self._began = time.monotonic()  # the first update takes longer than those that follow
-        elif self._updates == 3:
-            update = (time.monotonic() - self._began) / 2
-            self._every = broadcast_from_rank_zero(max(1, int(_NOTICE_S / update)))
-        elif self._every and not self._told and self._updates % self._every == 0:
-            self._told = ray.train.get_preemption_info() is not None
-            return self._told
-        return False
+        if self._told or self._updates < self._every:
+            return False
+        now = time.monotonic()
+        self._every = broadcast_from_rank_zero(max(1, int(self._updates * _NOTICE_S / (now - self._asked))))
+        self._updates, self._asked = 0, now
+        self._told = ray.train.get_preemption_info() is not None
+        return self._told
 
 
 def _check_sizes(folder: Path) -> None:

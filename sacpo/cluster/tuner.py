@@ -148,11 +148,12 @@ def run_trials(
     trials = max(1, min(len(left), concurrency(workers // plan.space.resources.workers), room))
     runner = Runner(plan, store, run, execute)
     dispatcher = Dispatcher.options(  # type: ignore[attr-defined]
+        name=_dispatcher(run),
         num_cpus=0,
         resources={HEAD: 0.0001},
         max_restarts=-1,
         max_task_retries=-1,
-        max_concurrency=2 * trials + 2,
+        max_concurrency=2 * trials + 3,
         runtime_env={"env_vars": _own_address()},
         # The next group is about to start before its turn.
     ).remote(runner, left, workers + plan.space.resources.workers, trials)
@@ -179,6 +180,23 @@ def run_trials(
         return given_up
     finally:
         ray.kill(dispatcher)  # and with it what it started, should the trials have ended before
+
+
+def settled(run: str) -> set[str]:
+    """Steps of a run, started by this driver, that have ended; none before it runs and after.
+
+    Args:
+        run: Its id.
+    """
+    try:
+        found: set[str] = ray.get(ray.get_actor(_dispatcher(run)).settled.remote(), timeout=30)
+    except (ValueError, ray.exceptions.RayError):  # there is none, or it is being started again
+        return set()
+    return found
+
+
+def _dispatcher(run: str) -> str:
+    return f"dispatcher {run}"
 
 
 def _own_address() -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from sacpo.cache import Cache
 from sacpo.errors import StoreError
 from sacpo.liveness import Heart
-from sacpo.store import Store
+from sacpo.store import Record, Store
 
 ON_DEVICE = ("reference", "probabilities", "respond")  # load a policy
 ON_CPU = ("model",)
@@ -39,7 +39,7 @@ class Job:
         run: Id of the sweep run that asks.
         ledger: Folder where judges keep what single calls answered, across steps and sweeps.
         store: The store that all these folders belong to.
-        needs: Ids of the parents.
+        needs: Records of the parents.
         shard: (index, count): which part of a step that is split over several workers.
         created: When it was handed out, seconds since the epoch.
     """
@@ -55,7 +55,7 @@ class Job:
     run: str
     ledger: Path
     store: Store
-    needs: tuple[str, ...]
+    needs: tuple[Record, ...]
     shard: tuple[int, int] = (0, 1)
     created: float = field(default_factory=time.time)
 
@@ -70,8 +70,8 @@ class Job:
         if cache is None:
             yield
             return
-        for step_id in self.needs:
-            self.store.output(step_id)
+        for record in self.needs:
+            self.store.output(record["step_id"], record)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             if self.payload.get("judge", {}).get("kind") == "llm":
