@@ -40,6 +40,10 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning",  # torch gives one a step
 }
+_LOCAL = {
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for what happens to nodes
+}
 
 
 @contextmanager
@@ -54,24 +58,38 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
     Raises:
         ClusterError: the cluster cannot be reached.
     """
-    os.environ.update(_ENVIRONMENT)
-    try:
-        if address == "local":
-            os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for what happens to nodes
-            ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
-        else:
-            _reach(address)
-            ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, **_QUIET)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ClusterError(
-            f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
-            "use `local`, or give the address of one that runs"
-        ) from error
+    with _environment(_ENVIRONMENT):
+        try:
+            if address == "local":
+                with _environment({name: os.environ.get(name, value) for name, value in _LOCAL.items()}):
+                    ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
+            else:
+                _reach(address)
+                ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, **_QUIET)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ClusterError(
+                f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
+                "use `local`, or give the address of one that runs"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile; a cluster that is asked for later is another one."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _reach(address: str) -> None:
