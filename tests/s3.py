@@ -12,6 +12,8 @@ from pathlib import Path
 
 import boto3
 
+from tests.commands import free_port
+
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -20,9 +22,7 @@ class Service:
     """moto's server. What it keeps is in its memory: it can be stopped for a while, but not be started again."""
 
     def __init__(self, log: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.endpoint = f"http://127.0.0.1:{self.port}"
         with log.open("wb") as output:
             self._process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 
 from sacpo import results as tables
 from sacpo.cluster import spot
-from tests.commands import arguments, write_space
+from tests.commands import arguments, free_port, write_space
 from tests.killing import known
 from tests.spaces import ROOT, small
 
@@ -31,12 +32,12 @@ NODE: dict[str, Any] = {"num_cpus": 2, **_SMALL}
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Any]:
+def cluster(**more: Any) -> Iterator[Any]:
     """A head that trains nothing and one worker node; each node has its own raylet."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
-    found = Cluster(initialize_head=True, head_node_args=head | _SMALL)
+    found = Cluster(initialize_head=True, head_node_args=head | _SMALL | more)
     found.add_node(**NODE)
     try:
         yield found
@@ -154,11 +155,15 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
 
 @pytest.mark.timeout(1800)
 def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
-    """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice."""
+    """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice.
+
+    The command is no part of the cluster: it drives it as Ray's client.
+    """
     results = tmp_path / "results"
     endless = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=10**4)
-    with cluster() as nodes:
-        more = ("--address", nodes.address)
+    port = free_port()
+    with cluster(ray_client_server_port=port) as nodes:
+        more = ("--address", f"ray://127.0.0.1:{port}")
         driver = Driver(tmp_path, results, arguments(write_space(endless, tmp_path), results, *more))
 
         def printed(text: str) -> bool:
@@ -187,11 +192,11 @@ def finished(results: Path) -> dict[str, float]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with room for a part of a sweep."""
+    """A file system of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True, text=True
     )
     if made.returncode:
         pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
@@ -199,15 +204,26 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+
+
 @pytest.mark.timeout(900)
 def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
-    driver = Driver(tmp_path, disk / "results", command(tmp_path, disk / "results"))
+    """The SFT policy and the data are there; there is room for a part of the rest."""
+    results = disk / "results"
+    steps = tables.load(small_results).steps
+    stages = steps.loc[(steps["kind"] == "train") & (steps["label"] != "sft"), "step_id"]
+    kept = shutil.ignore_patterns("reference-*", "probabilities-*", "respond-*", "judge-*", *stages)
+    shutil.copytree(small_results / "store", results / "store", ignore=kept)
+    resize(disk, f"{psutil.disk_usage(str(disk)).used + 600 * 2**10}")
+    driver = Driver(tmp_path, results, command(tmp_path, results))
     driver.until(lambda: psutil.disk_usage(str(disk)).free <= 2**16)
     time.sleep(10)
     assert driver.process.poll() is None, driver.output.read_text()
-    before = finished(driver.results)
-    subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+    before = finished(results)
+    resize(disk, "1g")
     assert driver.end() == 0
-    assert {step: when for step, when in finished(driver.results).items() if step in before} == before
-    found, calm = tables.load(driver.results), tables.load(small_results)
+    assert {step: when for step, when in finished(results).items() if step in before} == before
+    found, calm = tables.load(results), tables.load(small_results)
     pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])

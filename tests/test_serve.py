@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, Endpoint, ask
 from sacpo.judges.rubric import RUBRICS
 from sacpo.steps import model
+from tests.commands import free_port
 from tests.test_steps import job, pretrained
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
@@ -76,9 +76,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The address of an endpoint, and the name of its one model: its folder."""
     folder = tmp_path_factory.mktemp("serve")
     name = request.param(folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = [sys.executable, "-c", "from transformers.cli.transformers import main; main()"]
     options = ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     log = folder / "serve.log"

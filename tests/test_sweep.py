@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sacpo import results as tables
 from sacpo.store import Store
 from tests.commands import arguments, run, sweep, write_space
-from tests.spaces import ROOT, deep_update, small
+from tests.spaces import ROOT, small
 
 NUMBERS = ["helpfulness", "helpfulness_low", "helpfulness_high", "harmlessness", "n_helpfulness", "expected_reward",
            "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum", "mean_response_tokens"]  # fmt: skip
@@ -194,10 +194,12 @@ def _open_files(process: psutil.Process) -> list[Any]:
 def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_on(
     small_results: Path, tmp_path: Path
 ) -> None:
-    space = small(training__overrides={"dpo:harmlessness": {"learning_rate": 0.9}}, training__dpo__max_grad_norm=1.0)
-    space = deep_update(space, {"training__dpo__warmup_share": 0.0, "model__hidden_size": 16})
-    space["data"]["preferences"]["harmlessness"]["rows"] = 1024
-    answer = sweep(write_space(space, tmp_path), tmp_path / "results", "--store", str(tmp_path / "store"))
+    """The policies that it starts from are there; what they answer is not."""
+    store = tmp_path / "store"
+    shutil.copytree(small_results / "store", store, ignore=shutil.ignore_patterns("respond-*", "judge-*"))
+    too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_share": 0.0}
+    space = small(resources__workers=2, training__overrides={"dpo:harmlessness": too_fast})
+    answer = sweep(write_space(space, tmp_path), tmp_path / "results", "--store", str(store))
     trials = tables.load(tmp_path / "results").trials.set_index("label")
     assert answer.returncode == 1
     assert trials.loc["dpo:helpfulness@2", "status"] == "done"

@@ -5,6 +5,7 @@ These run real Ray Train worker groups with TRL's trainers under DeepSpeed ZeRO-
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -49,28 +50,26 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def train(base: Path, tmp_path: Path) -> Callable[..., tuple[Record, Path, Store]]:
+def train_in(root: Path, base: Path, method: str = "dpo", **changes: Any) -> tuple[Record, Path, Store]:
     """Train the helpfulness stage of a variant of the small space, from the shared SFT policy and data."""
-    counter = iter(range(100))
-
-    def run(method: str = "dpo", **changes: Any) -> tuple[Record, Path, Store]:
-        root = tmp_path / str(next(counter))
-        shutil.copytree(base, root)
-        plan = stage_plan(method, **changes)
-        store = Store(root)
-        step = plan.trials[1].policy["policy"]
-        record = Runner(plan, store, "test", executor.execute).ensure(step)
-        return record, store.output(step), store
-
-    return run
+    shutil.copytree(base, root, dirs_exist_ok=True)
+    plan, store = stage_plan(method, **changes), Store(root)
+    step = plan.trials[1].policy["policy"]
+    record = Runner(plan, store, "test", executor.execute).ensure(step)
+    return record, store.output(step), store
 
 
-def stage_plan(method: str = "dpo", **changes: Any) -> Plan:
+@pytest.fixture(scope="module")
+def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Record, Path, Store]]:
+    """The same, once for all tests that ask for the same variant."""
+    return functools.cache(lambda *method, **changes: train_in(tmp_path_factory.mktemp("s"), base, *method, **changes))
+
+
+def stage_plan(method: str = "dpo", seed: int = 0, **changes: Any) -> Plan:
     chain = [{"chain": f"{method}:helpfulness", "beta": 2.0}]
     if method == "kto":
         changes["training__kto"] = {"learning_rate": 1e-3, "batch_size": 64, "epochs": 2, "kl_batch_size": 64}
-    return make_plan(space(chains=chain, merges=[], **changes))
+    return make_plan(space(chains=chain, merges=[], seeds=[seed], **changes))
 
 
 def losses(output: Path) -> list[float]:
@@ -123,7 +122,7 @@ def test_kto_runs_with_two_workers_and_balances_its_classes_once(
     record, output, _ = train("kto", resources__workers=2)
     assert record["metrics"]["updates"] == len(losses(output))
     assert losses(output)[-1] < losses(output)[0]
-    _, other_output, _ = train("kto", resources__workers=2, seeds=[1])
+    _, other_output, _ = train("kto", resources__workers=2, seed=1)
     assert losses(other_output) != losses(output)  # the seed orders the data
 
 
@@ -202,15 +201,14 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
 
     Where the checkpoint, or the controller's list, was cut off meanwhile, it is not trusted: the stage begins anew.
     """
-    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 30}
+    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 15}
     _, calm, _ = train(**changes)
     plan = stage_plan(**changes)
     step = plan.trials[1].policy["policy"]
-    root = tmp_path / "1"
     killed, cut = threading.Event(), list[Path]()
 
     def kill() -> None:
-        scratch = Path(Store(root).scratch(step))
+        scratch = Path(Store(tmp_path).scratch(step))
         while not known(scratch):
             time.sleep(0.05)
         os.kill(train_workers()[0], signal.SIGKILL)
@@ -221,7 +219,7 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    record, output, _ = train(**changes)
+    record, output, _ = train_in(tmp_path, base, **changes)
     assert killed.is_set()
     assert record["metrics"]["resumed"] is not bool(damaged)
     assert bool(cut) is bool(damaged)

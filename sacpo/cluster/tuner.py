@@ -67,9 +67,11 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                 _reach(address)
                 ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, **_QUIET)
         except (OSError, ValueError, RuntimeError) as error:
+            # Ray's client does not look for a token by itself, and takes a refusal for silence.
+            more = "; of one that wants a token, with RAY_AUTH_MODE=token here and the token in ~/.ray/auth_token"
             raise ClusterError(
                 f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
-                "use `local`, or give the address of one that runs"
+                "use `local`, or give the address of one that runs" + more * address.startswith("ray://")
             ) from error
         try:
             yield
