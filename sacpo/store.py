@@ -309,13 +309,20 @@ class Claim:
         content = json.dumps(record, indent=1, sort_keys=True).encode()
         mine = self.store.files.create(f"steps/{self.step.id}/record.json", content)
         self._end("done", {})  # should the record be retracted
-        if not mine:
-            self.store.discard(f"steps/{self.step.id}/{self.output}")
+        for output in self._needless(mine):
+            self.store.discard(f"steps/{self.step.id}/{output}")
         if self.step.kind == "train":  # no other step keeps anything for a restart
             self.store.drop_scratch(self.step.id)
         stored = json.loads(content) if mine else self.store.record(self.step.id)
         assert stored is not None, "somebody wrote it just now"
         return stored
+
+    def _needless(self, mine: bool) -> list[str]:
+        """Outputs that no record names: this one, if another is the step's; else those of attempts before it."""
+        if not mine:
+            return [self.output]
+        there = self.store.files.names(f"steps/{self.step.id}") if self.number > 1 else []
+        return [name for name in there if name.startswith("output-") and name < self.output]
 
     def fail(self, error: str, log: str | None) -> None:
         """Leave the reason of this attempt's failure."""

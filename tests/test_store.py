@@ -54,12 +54,14 @@ def test_a_live_claim_keeps_others_out_and_a_failed_one_does_not(uri: str) -> No
 
 
 def _hold(root: str, claimed: Any) -> None:
-    assert Store(root).claim(STEP, "dead") is not None
+    claim = Store(root).claim(STEP, "dead")
+    assert claim is not None
+    claim.store.files.write(f"steps/{STEP.id}/{claim.output}/a.safetensors", b"weig")
     claimed.set()
     time.sleep(60)
 
 
-def test_the_claim_of_a_killed_process_is_taken_over_at_once(uri: str) -> None:
+def test_the_claim_of_a_killed_process_is_taken_over_at_once_and_its_output_goes(uri: str) -> None:
     claimed = SPAWN.Event()
     holder = SPAWN.Process(target=_hold, args=(uri, claimed))
     holder.start()
@@ -68,7 +70,11 @@ def test_the_claim_of_a_killed_process_is_taken_over_at_once(uri: str) -> None:
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
-    assert done(Store(uri))["attempts"] == 2
+    store = Store(uri)
+    assert store.files.names(f"steps/{STEP.id}/output-0001")
+    assert done(store)["attempts"] == 2
+    assert not store.files.names(f"steps/{STEP.id}/output-0001")
+    assert (store.output(STEP.id) / "a.safetensors").read_text() == "weights"
 
 
 def test_a_silent_holder_on_another_host_is_overruled_after_the_lease(

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 
 from sacpo.cluster import executor
+from sacpo.cluster.workdir import place
 from sacpo.errors import StepError
 from sacpo.identity import file_digest
 from sacpo.plan import Plan
@@ -223,6 +224,7 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     assert killed.is_set()
     assert record["metrics"]["resumed"] is not bool(damaged)
     assert bool(cut) is bool(damaged)
+    assert not list(place().glob(f"{step}-*")), "the killed worker's folder is gone too"
     assert losses(output) == losses(calm)
     assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(output).items())
 

@@ -13,9 +13,7 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError, RayTrainError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
+from sacpo.cluster.workdir import workdir
 from sacpo.errors import SacpoError, StepError, StoreError
 from sacpo.steps.job import Facts, Job, worker_resources
 
@@ -195,25 +194,20 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
 
     stage.quiet()
     facts.ready("imports")
-    workdir = Path(tempfile.mkdtemp(prefix=f"sacpo-{job.step_id}-{rank}-"))
-    checkpoint = ray.train.get_checkpoint()
-    resumed = Path(tempfile.mkdtemp(prefix="sacpo-resume-")) if checkpoint else None
-    try:
+    with workdir(f"{job.step_id}-{rank}") as folder:
+        checkpoint, resumed = ray.train.get_checkpoint(), None
         if checkpoint is not None:
             print(f"goes on from {checkpoint.path}", flush=True)
+            resumed = folder / "resumed"
             checkpoint.to_directory(str(resumed))
-            _check_sizes(Path(str(resumed)))
+            _check_sizes(resumed)
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
         facts.ready("group")
-        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, workdir, _Notice())
+        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, folder, _Notice())
         with job.at_hand():
             result = stage.run(job, placement, facts)
         result.ended = time.time()
         return result.as_record() | {"node": ray.get_runtime_context().get_node_id()}
-    finally:
-        shutil.rmtree(workdir, ignore_errors=True)
-        if resumed is not None:
-            shutil.rmtree(resumed, ignore_errors=True)
 
 
 def _deepspeed(job: Job) -> dict[str, Any]:
