@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -146,25 +148,35 @@ def test_a_banked_reference_gives_what_a_live_one_gives(
     assert 0 <= metrics["padding_share"] < 1
 
 
-def test_a_reference_of_another_policy_is_refused(base: Path, tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    shutil.copytree(base, tmp_path / "store")
-    plan, store = stage_plan(), Store(tmp_path / "store")
+def change_bank(base: Path, root: Path, change: Callable[[list[float]], list[float]]) -> tuple[Runner, str]:
+    """A store at `root` with other values in the bank of the helpfulness stage; what is to run there."""
+    shutil.copytree(base, root / "store")
+    plan, store = stage_plan(), Store(root / "store")
     runner = Runner(plan, store, "test", executor.execute)
     step = plan.steps[plan.trials[1].policy["policy"]]
     runner.ensure(step.parents["reference"])
     path = store.output(step.parents["reference"]) / "reference.parquet"
     table = pq.read_table(path)
-    foreign = pa.array([value - 50.0 for value in table["ref_chosen_logps"].to_pylist()], pa.float32())
-    pq.write_table(table.set_column(table.column_names.index("ref_chosen_logps"), "ref_chosen_logps", foreign), path)
+    values = pa.array(change(table["ref_chosen_logps"].to_pylist()), pa.float32())
+    pq.write_table(table.set_column(table.column_names.index("ref_chosen_logps"), "ref_chosen_logps", values), path)
     record = store.folder(step.parents["reference"]) / "record.json"
     content = json.loads(record.read_text())
     content["files"]["reference.parquet"] = file_digest(path)
     record.write_text(json.dumps(content))
+    return runner, step.id
+
+
+def test_a_reference_of_another_policy_is_refused(base: Path, tmp_path: Path) -> None:
+    runner, step = change_bank(base, tmp_path, lambda values: [value - 50.0 for value in values])
     with pytest.raises(StepError, match="belong to another policy or other data"):
-        runner.ensure(step.id)
+        runner.ensure(step)
+
+
+def test_a_loss_that_is_no_number_fails_the_stage_where_it_comes_up(base: Path, tmp_path: Path) -> None:
+    """One example's reference is none, in whichever update its turn is."""
+    runner, step = change_bank(base, tmp_path, lambda values: [*values[:-1], math.nan])
+    with pytest.raises(StepError, match=r"diverged at update [2-8] of 8: the loss is nan"):
+        runner.ensure(step)
 
 
 def test_class_weights_make_both_classes_weigh_the_same() -> None:

@@ -225,7 +225,7 @@ def class_weights(labels: list[bool]) -> tuple[float, float]:
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Refuses a loss that is no number or has diverged, and hands checkpoints on."""
+    """Refuses a loss or gradient that is no number, and a loss that has diverged, and hands checkpoints on."""
 
     def __init__(self, placement: Placement, facts: Facts, steps: int) -> None:
         self.placement, self.facts, self.steps = placement, facts, steps
@@ -237,16 +237,17 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             self.facts.first_work = self.facts.readied[-1][1]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
+        loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm") or 0.0
         if loss is None:
             return
         if self.first_loss is None:
             self.first_loss = loss
         limit = _DIVERGED * max(abs(self.first_loss), math.log(2))
-        if not math.isfinite(loss) or loss > limit:
+        if not math.isfinite(loss) or not math.isfinite(norm) or loss > limit:
             raise StepError(
-                f"diverged at update {state.global_step} of {self.steps}: the loss is {loss:g} "
-                f"(first {self.first_loss:g}, limit {limit:g}); try a smaller learning_rate or max_grad_norm"
+                f"diverged at update {state.global_step} of {self.steps}: the loss is {loss:g} (first "
+                f"{self.first_loss:g}, limit {limit:g}), its gradient's norm {norm:g}; try a smaller learning_rate or "
+                "max_grad_norm"
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
