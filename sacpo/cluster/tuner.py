@@ -67,11 +67,12 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                 _reach(address)
                 ray.init(address=address, runtime_env={"env_vars": _ENVIRONMENT}, **_QUIET)
         except (OSError, ValueError, RuntimeError) as error:
-            # Ray's client does not look for a token by itself, and takes a refusal for silence.
-            more = "; of one that wants a token, with RAY_AUTH_MODE=token here and the token in ~/.ray/auth_token"
+            way_out = "use `local`, or give the address of one that runs"
+            # Ray's client looks for no token by itself, and takes a refusal for silence.
+            if address.startswith("ray://"):
+                way_out += "; if it wants a token, set RAY_AUTH_MODE=token here and have the token in ~/.ray/auth_token"
             raise ClusterError(
-                f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); "
-                "use `local`, or give the address of one that runs" + more * address.startswith("ray://")
+                f"--address {address}: no Ray cluster there ({str(error).splitlines()[0]}); {way_out}"
             ) from error
         try:
             yield
