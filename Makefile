@@ -25,7 +25,7 @@ test: environment $(VENV)/.smollm2
 	$(BIN)/python -m pytest
 
 schema: environment
-	$(BIN)/python -c "from sacpo.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json
+	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json
 
 lint: environment
 	$(BIN)/ruff check .

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sacpo import results as tables
 from sacpo.errors import SacpoError
-from sacpo.evaluation import CRITERIA
-from sacpo.home import Home
-from sacpo.plan import Plan, Trial
-from sacpo.store import Store
+from sacpo.planning.plan import Plan, Trial
+from sacpo.results import tables
+from sacpo.spaces.evaluation import CRITERIA
+from sacpo.store.results_location import ResultsLocation
+from sacpo.store.step_store import Store
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="a folder that is new or empty")
     arguments = parser.parse_args(argv)
     try:
-        export(Home(arguments.results).fetch(), arguments.trial, arguments.out)
+        export(ResultsLocation(arguments.results).fetch(), arguments.trial, arguments.out)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import SacpoError, StepError
-from sacpo.home import Home
-from sacpo.loading import load_settings
-from sacpo.plan import Plan
-from sacpo.runner import Runner
-from sacpo.steps.job import Job
-from sacpo.steps.run import in_process
-from sacpo.store import Store
+from sacpo.execution.in_process import in_process
+from sacpo.execution.job import Job
+from sacpo.execution.runner import Runner
+from sacpo.planning.plan import Plan
+from sacpo.spaces.loading import load_settings
+from sacpo.store.results_location import ResultsLocation
+from sacpo.store.step_store import Store
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Exit status: 0 all was judged, 1 some judgings failed, 2 bad input."""
+    """The command. Exit status: 0 all was judged, 1 some judge_steps failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="python -m sacpo.judge", description=__doc__)
     parser.add_argument("results", help="a results folder, a path or an s3:// URI")
     parser.add_argument(
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judge on canned pairs first")
     arguments = parser.parse_args(argv)
     try:
-        home = Home(arguments.results)
+        home = ResultsLocation(arguments.results)
         status = judge_again(
             home.fetch(),
             load_settings(arguments.judge, arguments.set),
@@ -69,8 +69,8 @@ def judge_again(
     Raises:
         SacpoError: there are no such results, criterion or answers, or the judge's settings are wrong.
     """
-    from sacpo import results as tables
     from sacpo.report import write_report
+    from sacpo.results import tables
 
     sweep = tables.read_sweep(folder)
     before = tables.stored_plan(sweep)
@@ -122,7 +122,7 @@ def _execute(kind: str, job: Job) -> dict[str, Any]:
 def _print(found: Any, name: str) -> None:
     from rich.console import Console
 
-    from sacpo.progress import trial_table
+    from sacpo.reporting.live import trial_table
 
     panel = found.comparisons["panel"]
     console = Console(width=None if sys.stdout.isatty() else 160)

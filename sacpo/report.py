@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sacpo.errors import SacpoError, StoreError
-from sacpo.home import Home
-from sacpo.pictures import (
+from sacpo.reporting.plots import (
     FRONT,
     GOLD,
     GREY,
@@ -32,13 +31,14 @@ from sacpo.pictures import (
     point_label,
     text_colour,
 )
-from sacpo.sections import sections
+from sacpo.reporting.sections import sections
+from sacpo.store.results_location import ResultsLocation
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-    from sacpo.results import Results
+    from sacpo.results.tables import Results
 
 __all__ = ["draw_front", "draw_front_interactive", "main", "write_html", "write_report"]
 
@@ -182,7 +182,11 @@ def write_html(results: Results, path: Path) -> None:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("sacpo"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("sacpo.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "known": known}
     figure = plotly.io.to_html(
@@ -266,10 +270,10 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m sacpo.report", description="Rebuild a sweep's tables, plots and HTML page from what is stored."
     )
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
-    from sacpo.results import load, refresh
+    from sacpo.results.tables import load, refresh
 
     try:
-        home = Home(parser.parse_args(argv).results)
+        home = ResultsLocation(parser.parse_args(argv).results)
         folder = home.fetch()
         try:
             results = refresh(folder)

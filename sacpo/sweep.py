@@ -11,19 +11,19 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from sacpo import status
-from sacpo.conflicts import dotted, judges
-from sacpo.costs import describe_judging
 from sacpo.errors import SacpoError, StoreError
-from sacpo.evaluation import LLMJudge
-from sacpo.home import Home
-from sacpo.identity import content_id
-from sacpo.loading import load_space
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
-from sacpo.space import Space
-from sacpo.storage import check
-from sacpo.store import CorruptOutput, Store
+from sacpo.planning.cost_estimate import describe_judging
+from sacpo.planning.identity import content_id
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
+from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.loading import load_space
+from sacpo.spaces.space import Space
+from sacpo.spaces.validation import dotted, judges
+from sacpo.store import sweep_registry as status
+from sacpo.store.backends import check
+from sacpo.store.results_location import ResultsLocation
+from sacpo.store.step_store import CorruptOutput, Store
 from sacpo.versions import PACKAGES, commit, version
 
 QUICKSTART = Path(__file__).parent.parent / "tune_spaces" / "quickstart.yaml"
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         space = load_space(arguments.space, arguments.set)
         plan = make_plan(space, canaries=not arguments.skip_canaries)
-        home = Home(arguments.results or Path("results") / space.name)
+        home = ResultsLocation(arguments.results or Path("results") / space.name)
         store = Store(arguments.store if arguments.store is not None else home.store)
         if arguments.dry_run:
             _show(describe(plan, store))
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 check(files)
             except StoreError as error:
                 raise SacpoError(f"{error}; give another place with {option}") from None
-        return _run(plan, store, home, arguments.address, arguments.up_to)
+        return _run(plan, store, home, arguments.address, arguments.max_workers)
     except SacpoError as error:  # a step's own failure ends in the tables; what reaches this is the input's
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -70,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--address", default="local", help="local (default), auto, or ray://HOST:PORT")
     parser.add_argument(
-        "--up-to", type=int, default=0, metavar="WORKERS", help="workers that a cluster with an autoscaler may grow to"
+        "--max-workers",
+        type=int,
+        default=0,
+        metavar="WORKERS",
+        help="workers that a cluster with an autoscaler may grow to",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the space")
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judges first (it is recorded)")
@@ -125,13 +129,13 @@ def _check_keys(space: Space) -> None:
             )
 
 
-def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
+def _run(plan: Plan, store: Store, home: ResultsLocation, address: str, max_workers: int) -> int:
     from rich.console import Console
 
-    from sacpo import results as tables
-    from sacpo.progress import Progress
+    from sacpo.execution.job import logged
     from sacpo.report import write_report
-    from sacpo.steps.job import logged
+    from sacpo.reporting.live import Progress
+    from sacpo.results import tables
 
     # What libraries print goes to a file: the terminal is for the sweep. The console keeps the real output.
     terminal = os.fdopen(os.dup(1), "w")
@@ -143,7 +147,7 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
     for retracted in _verify_leaves(plan, store):
         console.print(f"computed again: {retracted}", markup=False)
     records = store.records(plan.steps)
-    missing = [t for t in plan.trials if any(step not in records for step in plan.asked_by(t))]
+    missing = [t for t in plan.trials if any(step not in records for step in plan.required_steps(t))]
     stopped = False
     started = time.monotonic()
     if missing:
@@ -156,7 +160,7 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                 logged(folder / "sweep.log"),
                 tuner.cluster(address),
                 Progress(
-                    *(plan, store, sweep, lambda: tuner.settled(sweep["run"])),
+                    *(plan, store, sweep, lambda: tuner.resolved(sweep["run"])),
                     *(lambda found: _keep(found, home), console),
                 ),
             ):
@@ -165,7 +169,12 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
                     sweep["notes"].append(note)
                     console.print(f"note: {note}", markup=False)
                 given_up = tuner.run_trials(
-                    plan, store, sweep["run"], folder / ".tune", up_to=up_to, left=[trial.trial_id for trial in missing]
+                    plan,
+                    store,
+                    sweep["run"],
+                    folder / ".tune",
+                    max_workers=max_workers,
+                    left=[trial.trial_id for trial in missing],
                 )
             for step, why in given_up.items():
                 console.print(f"GIVEN UP {plan.steps[step].label}: {why}", markup=False)
@@ -181,7 +190,7 @@ def _run(plan: Plan, store: Store, home: Home, address: str, up_to: int) -> int:
 
 
 def _verify_leaves(plan: Plan, store: Store) -> list[str]:
-    """Check the stored outputs that tables are made of, and take back judgings with verdicts missing.
+    """Check the stored outputs that tables are made of, and take back judge_steps with verdicts missing.
 
     What is damaged or missing will be computed again; verdicts that were decided are in the ledger and cost nothing.
     """
@@ -203,14 +212,14 @@ def _verify_leaves(plan: Plan, store: Store) -> list[str]:
     return again
 
 
-def _keep(found: Any, home: Home) -> None:
-    from sacpo.results import write
+def _keep(found: Any, home: ResultsLocation) -> None:
+    from sacpo.results.tables import write
 
     write(found, home.folder)
     home.publish()
 
 
-def _facts(plan: Plan, store: Store, home: Home, argv: list[str]) -> dict[str, Any]:
+def _facts(plan: Plan, store: Store, home: ResultsLocation, argv: list[str]) -> dict[str, Any]:
     space = plan.space.model_dump(mode="json")
     return {
         "run": uuid.uuid4().hex,
@@ -243,8 +252,8 @@ def _count(found: Any, sweep: dict[str, Any], seconds: float) -> None:
     }
 
 
-def _summarise(found: Any, home: Home, console: Any, stopped: bool) -> None:
-    from sacpo.progress import trial_table
+def _summarise(found: Any, home: ResultsLocation, console: Any, stopped: bool) -> None:
+    from sacpo.reporting.live import trial_table
 
     counts = found.sweep["counts"]
     console.print(trial_table(found.trials))

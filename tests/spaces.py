@@ -1,4 +1,4 @@
-"""Spaces that several tests use: the embedded world, small enough for seconds."""
+"""Spaces that several tests use: the synthetic world, small enough for seconds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from sacpo.loading import load_space, parse_space
-from sacpo.space import Space
+from sacpo.spaces.loading import load_space, parse_space
+from sacpo.spaces.space import Space
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -19,7 +19,7 @@ def quickstart() -> dict[str, Any]:
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    """The embedded world with one chain of two stages, few rows and few updates."""
+    """The synthetic world with one chain of two stages, few rows and few updates."""
     data = quickstart()
     data["name"] = "small"
     data["model"] |= {"hidden_size": 16, "layers": 1, "heads": 2}

@@ -10,18 +10,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sacpo.data.canaries import EMBEDDED_REFUSAL, canned_pairs
-from sacpo.data.synthetic import PROMPTS, extremes, gold_score
+from sacpo.data.canaries import SYNTHETIC_REFUSAL, canned_pairs
 from sacpo.errors import DataError, SpaceError, StepError
-from sacpo.evaluation import CRITERIA, OPTIONAL_CRITERIA
-from sacpo.frontier.calibration import calibrate
+from sacpo.execution.artifacts import RESPONSES, VERDICTS
+from sacpo.execution.in_process import join
 from sacpo.judges.noisy import noisy
-from sacpo.judges.pairs import DECIDED, ORDERS, Pair, order_inconsistency
-from sacpo.loading import parse_space
-from sacpo.planner import make_plan
-from sacpo.steps import judge, respond
-from sacpo.steps.files import RESPONSES, VERDICTS
-from sacpo.steps.run import join
+from sacpo.judges.verdicts import DECIDED, ORDERS, Pair, order_inconsistency
+from sacpo.planning.planner import make_plan
+from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA
+from sacpo.spaces.loading import parse_space
+from sacpo.statistics.calibration import calibrate
+from sacpo.steps import generate as generate
+from sacpo.steps import judge
+from sacpo.synthetic.world import PROMPTS, extremes, gold_score
 from tests.spaces import small, space
 from tests.test_steps import job, policy
 
@@ -69,8 +70,8 @@ def test_wrong_endpoints_are_refused_with_the_way_out(change: dict[str, Any], ex
 def test_every_pair_of_policies_is_judged_once_when_all_are() -> None:
     plan = make_plan(space(evaluation__all_pairs=True, merges=[]))
     policies = [t for t in plan.trials if t.policy and t is not plan.baseline]
-    assert sum(len(t.versus) for t in plan.trials) == len(policies) * (len(policies) - 1) // 2
-    assert not any(t.versus for t in plan.trials if t.method == "sentinel")
+    assert sum(len(t.head_to_head) for t in plan.trials) == len(policies) * (len(policies) - 1) // 2
+    assert not any(t.head_to_head for t in plan.trials if t.method == "sentinel")
 
 
 def _pairs(n: int) -> list[Pair]:
@@ -94,16 +95,16 @@ def test_the_noisy_judge_errs_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize("criterion", [*CRITERIA, *OPTIONAL_CRITERIA])
 def test_canned_pairs_are_what_they_should_be(criterion: str, tmp_path: Path) -> None:
-    for prompt, better, worse in canned_pairs(criterion, "embedded"):
+    for prompt, better, worse in canned_pairs(criterion, "synthetic"):
         assert gold_score(prompt, better, criterion) > gold_score(prompt, worse, criterion)
     assert len({pair[0] for pair in canned_pairs(criterion, "text")}) >= 8
-    payload = {"criterion": criterion, "sentences": "embedded", "judge": {"kind": "gold"}}
+    payload = {"criterion": criterion, "sentences": "synthetic", "judge": {"kind": "gold"}}
     assert judge.canary(job(tmp_path / "gold", payload)).metrics["canary_win_rate"] == 1.0
 
 
 def test_canaries_stop_a_judge_that_only_looks_at_the_order_or_is_turned_round(tmp_path: Path) -> None:
     noisy_judge = {"kind": "noisy", "error": 0.0, "order_bias": 0.9, "repeats": 1, "seed": 0}
-    payload = {"criterion": "helpfulness", "sentences": "embedded", "judge": noisy_judge}
+    payload = {"criterion": "helpfulness", "sentences": "synthetic", "judge": noisy_judge}
     with pytest.raises(StepError, match="follows the order that answers are shown in: on"):
         judge.canary(job(tmp_path / "order", payload))
     payload["judge"] = noisy_judge | {"order_bias": 0.0, "error": 1.0}
@@ -112,10 +113,10 @@ def test_canaries_stop_a_judge_that_only_looks_at_the_order_or_is_turned_round(t
 
 
 def test_the_baseline_against_itself_is_even(tmp_path: Path) -> None:
-    refusal = {"generation": {"samples": 2}, "refusal": EMBEDDED_REFUSAL}
+    refusal = {"generation": {"samples": 2}, "refusal": SYNTHETIC_REFUSAL}
     prompts = [[str(i), text, category] for i, (text, category) in enumerate(PROMPTS)]
     sft = {"policy": policy(tmp_path / "policy")}
-    respond.run(job(tmp_path / "answers", refusal, sft, prompts=prompts))
+    generate.run(job(tmp_path / "answers", refusal, sft, prompts=prompts))
     rows = pq.read_table(tmp_path / "answers" / RESPONSES).to_pylist()
     assert len(rows) == 2 * len(PROMPTS)
     assert {row["tokens"] for row in rows} == {4}  # three sentences, one token each, and the end
@@ -132,8 +133,8 @@ def test_the_baseline_against_itself_is_even(tmp_path: Path) -> None:
 def test_a_judging_split_over_workers_is_the_judging(tmp_path: Path) -> None:
     prompts = [[str(i), text, category] for i, (text, category) in enumerate(PROMPTS)]
     sft = {"policy": policy(tmp_path / "policy")}
-    for name, text in (("answers", EMBEDDED_REFUSAL), ("baseline", extremes(PROMPTS[0][0], "helpfulness")[0])):
-        respond.run(job(tmp_path / name, {"generation": {"samples": 3}, "refusal": text}, sft, prompts=prompts))
+    for name, text in (("answers", SYNTHETIC_REFUSAL), ("baseline", extremes(PROMPTS[0][0], "helpfulness")[0])):
+        generate.run(job(tmp_path / name, {"generation": {"samples": 3}, "refusal": text}, sft, prompts=prompts))
     sides = {"answers": tmp_path / "answers", "baseline": tmp_path / "baseline"}
     payload = {"criterion": "helpfulness", "judge": {"kind": "gold"}}
     whole = job(tmp_path / "whole", payload, sides)
@@ -149,7 +150,7 @@ def test_a_judging_split_over_workers_is_the_judging(tmp_path: Path) -> None:
 
 def test_the_longest_answer_sentinel_keeps_the_longest_of_its_draws() -> None:
     rows = [{"response": "x" * length, "sample": i} for i, length in enumerate((1, 5, 3, 2, 2, 9))]
-    kept = respond._longest(rows, 3)
+    kept = generate._longest(rows, 3)
     assert [len(row["response"]) for row in kept] == [5, 9]
     assert [row["sample"] for row in kept] == [0, 1]
 

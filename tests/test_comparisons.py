@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sacpo.comparisons import compare
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
+from sacpo.results.comparisons import compare
 from tests.spaces import space
 
 PROMPTS = 60

@@ -19,10 +19,10 @@ import ray
 
 from sacpo.cluster import tuner
 from sacpo.errors import StepError
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
-from sacpo.steps.job import Facts, Job
-from sacpo.store import Store
+from sacpo.execution.job import Facts, Job
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
+from sacpo.store.step_store import Store
 from tests.spaces import space
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -77,7 +77,7 @@ def holder(plan: Plan, store: Store, kinds: tuple[str, ...], timeout: float = 10
     raise AssertionError("nobody")
 
 
-@pytest.mark.parametrize("kinds", [("respond", "train"), ("judge", "data")], ids=["dispatcher", "trial"])
+@pytest.mark.parametrize("kinds", [("generate", "train"), ("judge", "data")], ids=["dispatcher", "trial"])
 def test_after_a_kill_every_step_is_done_and_none_that_was_done_again(
     kinds: tuple[str, ...], plan: Plan, tmp_path: Path
 ) -> None:
@@ -96,14 +96,14 @@ def test_after_a_kill_every_step_is_done_and_none_that_was_done_again(
 
 def test_a_step_that_another_sweep_is_at_is_waited_for_and_not_done_again(plan: Plan, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    theirs = plan.steps[plan.trials[1].respond["helpfulness"]]
+    theirs = plan.steps[plan.trials[1].generate["helpfulness"]]
     claim = store.claim(theirs, "another sweep")
     assert claim is not None
     thread = run(plan, store)
     deadline = time.monotonic() + 200
     while sum(store.record(step) is None for step in plan.steps) > 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert {plan.steps[s].kind for s in plan.steps if store.record(s) is None} == {"respond", "judge"}
+    assert {plan.steps[s].kind for s in plan.steps if store.record(s) is None} == {"generate", "judge"}
     left = sum(store.record(step) is None for step in plan.steps)
     assert shown("done") == len(plan.steps) - left
     assert shown("failed") == 0

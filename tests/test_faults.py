@@ -18,8 +18,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from sacpo import results as tables
 from sacpo.cluster import spot
+from sacpo.results import tables
 from tests.commands import arguments, free_port, write_space
 from tests.killing import known
 from tests.spaces import ROOT, small
@@ -214,7 +214,7 @@ def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, t
     results = disk / "results"
     steps = tables.load(small_results).steps
     stages = steps.loc[(steps["kind"] == "train") & (steps["label"] != "sft"), "step_id"]
-    kept = shutil.ignore_patterns("reference-*", "probabilities-*", "respond-*", "judge-*", *stages)
+    kept = shutil.ignore_patterns("reference-*", "probabilities-*", "generate-*", "judge-*", *stages)
     shutil.copytree(small_results / "store", results / "store", ignore=kept)
     resize(disk, f"{psutil.disk_usage(str(disk)).used + 600 * 2**10}")
     driver = Driver(tmp_path, results, command(tmp_path, results))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sacpo.frontier.pareto import hypervolume, on_front
-from sacpo.frontier.winrate import win_rate
+from sacpo.statistics.pareto import hypervolume, on_front
+from sacpo.statistics.win_rate import win_rate
 
 RNG = np.random.default_rng(7)
 

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from sacpo import results as tables
-from sacpo.data.synthetic import PROMPTS, gold_score
+from sacpo.results import tables
+from sacpo.synthetic.world import PROMPTS, gold_score
 from tests.commands import run, sweep, write_space
 from tests.servers import Behaviour, Fail, Say, Server, scripted, verdict
 from tests.spaces import small
@@ -201,7 +201,7 @@ def test_a_sweep_with_a_panel_a_third_criterion_and_all_pairs(copied: Path, tmp_
     """On policies and answers that are stored already, so that only judging is left to do."""
     data = small(resources__workers=2)
     evaluation = data["evaluation"]
-    evaluation["compliance"] = {"prompts": {"kind": "embedded", "category": "benign"}, "judge": {"kind": "gold"}}
+    evaluation["compliance"] = {"prompts": {"kind": "synthetic", "category": "benign"}, "judge": {"kind": "gold"}}
     evaluation["helpfulness"]["panel"] = {"shaky": {"kind": "noisy", "error": 0.2, "order_bias": 0.2, "repeats": 2}}
     evaluation["all_pairs"] = True
     answer = sweep(write_space(data, tmp_path), tmp_path / "judged", "--store", str(copied / "store"))

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sacpo.loading import load_space, parse_space
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
+from sacpo.spaces.loading import load_space, parse_space
 from tests.spaces import ROOT, SHARED, quickstart, small, space
 from tests.test_space import PAPER_PROMPTS
 
@@ -40,7 +40,7 @@ def test_rows_have_the_parameters_that_their_labels_say() -> None:
     assert (two.method, two.beta, two.beta_over_lambda, two.q, two.seed) == ("sacpo", 2.0, 2.0, None, 0)
     half = by_label["p-sacpo q=0.5 (dpo:helpfulness@2>dpo:harmlessness@2)"]
     assert half.policy == {"first": by_label["dpo:helpfulness@2"].policy["policy"], "second": two.policy["policy"]}
-    answers = plan.steps[half.respond["helpfulness"]]
+    answers = plan.steps[half.generate["helpfulness"]]
     assert (answers.payload["q"], answers.parents) == (0.5, half.policy)
     assert plan.baseline.label == "sft"
     against_itself = plan.steps[plan.baseline.judge["helpfulness"]].parents
@@ -89,8 +89,8 @@ def test_what_only_decides_how_work_is_done_changes_no_id(change: dict[str, Any]
         ({"model__seed": 1}, {"model", "data", "preferences", "train"}),
         ({"data__max_length": 15}, {"data", "train"}),
         ({"data__demonstrations__seed": 1}, {"data", "train"}),
-        ({"evaluation__generation__seed": 1}, {"respond"}),
-        ({"evaluation__generation__batch_size": 8}, {"respond"}),
+        ({"evaluation__generation__seed": 1}, {"generate"}),
+        ({"evaluation__generation__batch_size": 8}, {"generate"}),
     ],
 )
 def test_what_can_change_an_output_changes_its_id(change: dict[str, Any], kinds: set[str]) -> None:
@@ -117,7 +117,7 @@ def test_a_file_is_known_by_its_content_not_by_its_path(tmp_path: Path) -> None:
         data = small(merges=[])
         data["model"] = {"kind": "pretrained", "path": str(folder / "config.json")}
         files = {"kind": "files", "path": str(folder / "rows.jsonl"), "format": "pairs"}
-        data["data"] = {"preferences": {"helpfulness": files, "harmlessness": files}, "judge_share": 0.5}
+        data["data"] = {"preferences": {"helpfulness": files, "harmlessness": files}, "judge_fraction": 0.5}
         del data["training"]["sft"]
         judge = {"kind": "trained_reward_model", "objective": "helpfulness", "training": {"learning_rate": 1e-3}}
         criterion = {"prompts": {"kind": "file", "path": str(folder / "prompts.json")}, "judge": judge}

@@ -160,8 +160,8 @@ def test_prompt_key_is_the_first_human_turn_in_one_case() -> None:
 def test_sides_share_no_prompt_and_the_share_is_met() -> None:
     keys = [f"prompt {i}" for i in range(2000)]
     examples = [{"prompt": p, "n": n} for p in keys for n in range(2)]
-    policy = split_for(examples, judge_share=0.3, side="policy")
-    judge = split_for(examples, judge_share=0.3, side="judge")
+    policy = split_for(examples, judge_fraction=0.3, side="policy")
+    judge = split_for(examples, judge_fraction=0.3, side="judge")
     assert len(policy) + len(judge) == len(examples)
     assert not {e["prompt"] for e in policy} & {e["prompt"] for e in judge}
     assert 0.26 < len(judge) / len(examples) < 0.34

@@ -11,10 +11,10 @@ import pytest
 from sacpo.cluster import memory, preflight
 from sacpo.errors import ClusterError, SacpoError
 from sacpo.judges.endpoint import problem
-from sacpo.planner import make_plan
-from sacpo.space import PretrainedModel, Resources
+from sacpo.planning.planner import make_plan
+from sacpo.spaces.space import PretrainedModel, Resources
 from sacpo.steps.model import _small_llama, world_tokenizer
-from sacpo.store import Store
+from sacpo.store.step_store import Store
 from tests.servers import Say, scripted
 from tests.spaces import space
 

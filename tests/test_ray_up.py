@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sacpo import results as tables
+from sacpo.results import tables
 from tests import hosts
 from tests.commands import write_space
 from tests.spaces import ROOT, small

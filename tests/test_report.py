@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sacpo import results as tables
 from sacpo.errors import StoreError
-from sacpo.frontier.pareto import on_front
-from sacpo.pictures import all_series, drawn, front_points, optima, point_label
 from sacpo.report import draw_front_interactive, main, write_report
-from sacpo.results import Results
+from sacpo.reporting.plots import all_series, drawn, front_points, optima, point_label
+from sacpo.results import tables
+from sacpo.results.tables import Results
+from sacpo.statistics.pareto import on_front
 
 NAN = float("nan")
 CHAIN = "dpo:helpfulness>dpo:harmlessness"

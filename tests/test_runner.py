@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from sacpo.errors import StepError
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
-from sacpo.runner import Runner
-from sacpo.steps.job import Facts, Job
-from sacpo.store import Store
+from sacpo.execution.job import Facts, Job
+from sacpo.execution.runner import Runner
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
+from sacpo.store.step_store import Store
 from tests.spaces import space
 
 
@@ -29,7 +29,7 @@ class Counting:
         self.lock = threading.Lock()
 
     def __call__(self, kind: str, job: Job) -> dict[str, Any]:
-        with job.at_hand():
+        with job.staged_inputs():
             with self.lock:
                 self.calls[job.step_id] += 1
             assert all((folder / "out").is_file() for folder in job.parents.values())
@@ -57,7 +57,7 @@ def finish(plan: Plan, runner: Runner) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(len(plan.trials)) as pool:
-        ended = pool.map(trial, [plan.asked_by(t) for t in plan.trials])
+        ended = pool.map(trial, [plan.required_steps(t) for t in plan.trials])
     return dict(zip((t.label for t in plan.trials), ended, strict=True))
 
 

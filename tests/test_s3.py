@@ -13,14 +13,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sacpo import cache as cache_module
-from sacpo import results as tables
-from sacpo import storage
 from sacpo.errors import StoreError
+from sacpo.execution.job import Job
 from sacpo.judges.ledger import Ledger
-from sacpo.plan import Step
-from sacpo.steps.job import Job
-from sacpo.store import Store
+from sacpo.planning.plan import Step
+from sacpo.results import tables
+from sacpo.store import backends as storage
+from sacpo.store import local_cache as cache_module
+from sacpo.store.step_store import Store
 from tests.commands import arguments, write_space
 from tests.commands import run as run_module
 from tests.s3 import BUCKET, Service
@@ -149,7 +149,7 @@ def test_what_one_machine_asked_a_judge_another_knows(
         store = Store(bucket)
         folder, logs = store.folder("judge-0") / "output-0001", store.log_folder("judge-0") / "0001"
         job = Job("judge-0", {"judge": {"kind": "llm"}}, folder, {}, {}, {}, logs, "", machine, store.ledger, store, ())
-        with job.at_hand():
+        with job.staged_inputs():
             book = Ledger(store.ledger / "book", f"judge-0-{machine}")
             assert book.get("key") == known
             book.add("key", row)

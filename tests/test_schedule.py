@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sacpo.planner import make_plan
-from sacpo.schedule import Node, Schedule, nodes
+from sacpo.planning.planner import make_plan
+from sacpo.planning.schedule import Node, Schedule, nodes
 from tests.spaces import space
 
 CHAIN = {"a": Node((), 1, 1.0), "b": Node(("a",), 1, 1.0), "c": Node(("b",), 1, 1.0)}
@@ -78,7 +78,7 @@ def test_what_only_done_steps_need_is_not_done_again() -> None:
 
 def test_canaries_come_before_any_policy_trains_and_the_baseline_against_itself_before_the_rest() -> None:
     plan = make_plan(space())
-    order = drain(Schedule(nodes(plan), [s for t in plan.trials for s in plan.asked_by(t)], set(), 9, 9))
+    order = drain(Schedule(nodes(plan), [s for t in plan.trials for s in plan.required_steps(t)], set(), 9, 9))
     assert sorted(order) == sorted(plan.steps)
     trained = [i for i, step in enumerate(order) if plan.steps[step].kind == "train"]
     assert max(order.index(step) for step in plan.canaries) < trained[0]
@@ -89,5 +89,5 @@ def test_canaries_come_before_any_policy_trains_and_the_baseline_against_itself_
 def test_a_step_holds_what_its_worker_group_holds(workers: int) -> None:
     plan = make_plan(space(resources__workers=workers))
     held = {plan.steps[step].kind: node.held for step, node in nodes(plan).items()}
-    alone = {"respond": 1, "probabilities": 1, "model": 1, "judge": 0, "canary": 0, "data": 0}
+    alone = {"generate": 1, "probabilities": 1, "model": 1, "judge": 0, "canary": 0, "data": 0}
     assert held.items() >= ({"train": workers, "reference": workers} | alone).items()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sacpo.errors import SpaceError
-from sacpo.loading import load_space, schema_text
+from sacpo.spaces.loading import load_space, schema_text
 from tests.spaces import ROOT, SHARED, quickstart
 
 SPACES = sorted((ROOT / "tune_spaces").glob("**/*.yaml"))
@@ -62,9 +62,9 @@ def test_every_problem_is_reported_at_once_with_line_and_nearest_key(text: str, 
         ("chains.0.chain=dpo:helpfulness", "has 0 stage(s) after the first, but values for 1 are given"),
         ("resources.worker=2", "--set: resources.worker: unknown setting; did you mean workers?"),
         ("resources.workers=3", "256 is not a multiple of resources.workers (3)"),
-        ("data.judge_share=0.5", "keeps prompts for a trained judge, and there is none"),
+        ("data.judge_fraction=0.5", "keeps prompts for a trained judge, and there is none"),
         ("model.heads=5", "must divide model.hidden_size"),
-        ("training.sft=null", "the embedded model starts untrained"),
+        ("training.sft=null", "the synthetic model starts untrained"),
         ("evaluation.helpfulness.judge.kind=golden", "'gold'"),
         ("chains=[]", "chains: List should have at least 1 item"),
         ("seeds=[-1]", "seeds.0: got -1"),

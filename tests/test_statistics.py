@@ -5,12 +5,12 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 
-from sacpo.frontier.agreement import OUTCOMES, agreement
-from sacpo.frontier.bradley_terry import bradley_terry
-from sacpo.frontier.length import length_controlled
-from sacpo.frontier.power import smallest_difference
-from sacpo.frontier.variance import seed_estimate, variance_split
-from sacpo.frontier.winrate import differences, estimates, prompt_means, unseen_share, win_rate
+from sacpo.statistics.agreement import OUTCOMES, agreement
+from sacpo.statistics.bradley_terry import bradley_terry
+from sacpo.statistics.length import length_controlled
+from sacpo.statistics.power import smallest_difference
+from sacpo.statistics.variance import seed_estimate, variance_split
+from sacpo.statistics.win_rate import differences, estimates, prompt_means, unseen_share, win_rate
 
 NAN = float("nan")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sacpo.liveness import LEASE
-from sacpo.planner import make_plan
-from sacpo.status import Register, sweeps
-from sacpo.store import Store
+from sacpo.planning.planner import make_plan
+from sacpo.store.heartbeat import LEASE
+from sacpo.store.step_store import Store
+from sacpo.store.sweep_registry import Register, sweeps
 from tests.commands import run
 from tests.spaces import space
 

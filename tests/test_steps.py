@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
-from sacpo.data.synthetic import SENTENCES
 from sacpo.errors import StepError
+from sacpo.execution.artifacts import RESPONSES
+from sacpo.execution.job import Job
 from sacpo.judges import scalar
-from sacpo.steps import merge, model, respond
+from sacpo.steps import generate as generate
+from sacpo.steps import merge, model
 from sacpo.steps.engines import continuous
-from sacpo.steps.files import RESPONSES
-from sacpo.steps.job import Job
-from sacpo.steps.respond import _ended
-from sacpo.store import Store
+from sacpo.steps.generate import _ended
+from sacpo.store.step_store import Store
+from sacpo.synthetic.world import SENTENCES
 
-EMBEDDED = {"kind": "embedded", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
+EMBEDDED = {"kind": "synthetic", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
 
 
 def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None = None, **local: Any) -> Job:
@@ -34,7 +35,7 @@ def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None =
 
 
 def policy(folder: Path, **changes: Any) -> Path:
-    """A tiny policy over the embedded world, untrained."""
+    """A tiny policy over the synthetic world, untrained."""
     model.run(job(folder, {**EMBEDDED, **changes}))
     return folder
 
@@ -107,7 +108,7 @@ def answer(folder: Path, source: Path, **changes: Any) -> list[dict[str, Any]]:
                   "engine": "batched"}  # fmt: skip
     prompts = [[str(i), text, "benign"] for i, text in enumerate(SENTENCES[:5])]
     payload = {"generation": generation | changes, "prompt_template": "{prompt} "}
-    facts = respond.run(job(folder, payload, {"policy": source, "sft": source}, prompts=prompts))
+    facts = generate.run(job(folder, payload, {"policy": source, "sft": source}, prompts=prompts))
     rows: list[dict[str, Any]] = pq.read_table(folder / RESPONSES).to_pylist()
     assert facts.metrics["responses"] == len(rows)
     assert facts.metrics["kl_to_sft"] == pytest.approx(0.0, abs=1e-6)

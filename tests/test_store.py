@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from sacpo import liveness
 from sacpo.errors import StoreError
-from sacpo.plan import Step
-from sacpo.store import CorruptOutput, Store
+from sacpo.planning.plan import Step
+from sacpo.store.step_store import CorruptOutput, Store
 
 SPAWN = multiprocessing.get_context("spawn")
 STEP = Step("merge-0", "merge", "a step", {"q": 0.5}, {}, {})
@@ -83,8 +82,8 @@ def test_a_silent_holder_on_another_host_is_overruled_after_the_lease(
     store = Store(uri)
     claim = store.claim(STEP, "far")
     assert claim is not None
-    monkeypatch.setattr(liveness, "_host", lambda: "another host")
-    monkeypatch.setattr(liveness, "LEASE", 0.3)
+    monkeypatch.setattr(heartbeat, "_host", lambda: "another host")
+    monkeypatch.setattr(heartbeat, "LEASE", 0.3)
     assert store.claim(STEP, "run") is None
     key = f"steps/{STEP.id}/attempts/0001.claim"
     for beat in range(5):  # a heartbeat that changes keeps it, however long it takes
@@ -163,7 +162,7 @@ def test_records_and_claims_that_a_power_cut_left_empty_hold_nobody_up(
     claim = store.claim(STEP, "before")
     assert claim is not None
     store.files.write(f"steps/{STEP.id}/attempts/0002.claim", b"")
-    monkeypatch.setattr(liveness, "LEASE", 0.1)
+    monkeypatch.setattr(heartbeat, "LEASE", 0.1)
     assert store.claim(STEP, "after") is None
     time.sleep(0.2)
     assert done(store)["attempts"] == 3

@@ -21,8 +21,8 @@ import torch
 from nbclient import NotebookClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sacpo import results as tables
-from sacpo.store import Store
+from sacpo.results import tables
+from sacpo.store.step_store import Store
 from tests.commands import arguments, run, sweep, write_space
 from tests.spaces import ROOT, small
 
@@ -196,8 +196,8 @@ def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_o
 ) -> None:
     """The policies that it starts from are there; what they answer is not."""
     store = tmp_path / "store"
-    shutil.copytree(small_results / "store", store, ignore=shutil.ignore_patterns("respond-*", "judge-*"))
-    too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_share": 0.0}
+    shutil.copytree(small_results / "store", store, ignore=shutil.ignore_patterns("generate-*", "judge-*"))
+    too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_ratio": 0.0}
     space = small(resources__workers=2, training__overrides={"dpo:harmlessness": too_fast})
     answer = sweep(write_space(space, tmp_path), tmp_path / "results", "--store", str(store))
     trials = tables.load(tmp_path / "results").trials.set_index("label")
@@ -277,7 +277,7 @@ def test_the_notebook_runs_on_the_results(small_results: Path, monkeypatch: pyte
 
 def test_the_stored_policies_are_the_trained_ones(small_results: Path) -> None:
     """E[r] in the table is what the stored weights give, computed here from the model alone."""
-    from sacpo.data.synthetic import PROMPTS, REWARD, SLOTS
+    from sacpo.synthetic.world import PROMPTS, REWARD, SLOTS
 
     found = tables.load(small_results)
     row = found.trials.set_index("label").loc["dpo:helpfulness@2"]
@@ -297,7 +297,7 @@ def test_the_stored_policies_are_the_trained_ones(small_results: Path) -> None:
                 choice = choice * len(slot) + int(picked)
                 ids = [*ids, allowed[picked]]
             rewards.append(REWARD[prompt, choice])
-    from sacpo.steps.files import read_probabilities
+    from sacpo.execution.artifacts import read_probabilities
 
     measured = found.steps[found.steps["label"] == "probabilities dpo:helpfulness@2"].iloc[0]
     probabilities = read_probabilities(Store(found.sweep["store"]).output(measured["step_id"]))[prompt]

@@ -29,12 +29,12 @@ from safetensors.torch import load_file
 from sacpo.cluster import executor
 from sacpo.cluster.workdir import place
 from sacpo.errors import StepError
-from sacpo.identity import file_digest
-from sacpo.plan import Plan
-from sacpo.planner import make_plan
-from sacpo.runner import Runner
+from sacpo.execution.runner import Runner
+from sacpo.planning.identity import file_digest
+from sacpo.planning.plan import Plan
+from sacpo.planning.planner import make_plan
 from sacpo.steps.train import class_weights
-from sacpo.store import Record, Store
+from sacpo.store.step_store import Record, Store
 from tests.killing import SNAPSHOT, known, train_workers
 from tests.spaces import ROOT, space
 
@@ -114,7 +114,7 @@ def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_w
     assert (effective["kl_parameter"], effective["engine_batch_size"]) == (2.0, 64)
     start = record["metrics"]["start_seconds"]
     assert set(start) == {"process", "imports", "group", "trainer", "engine"}
-    assert sum(start.values()) == pytest.approx(record["first_work"] - record["alive"])
+    assert sum(start.values()) == pytest.approx(record["first_update_at"] - record["started_at"])
     assert not list(output.glob("*.bin"))
     assert {path.suffix for path in output.iterdir()} <= {".json", ".safetensors", ".jinja"}
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from sacpo.judges.replies import parse, reads_like_a_verdict
 from sacpo.judges.rubric import RUBRICS, messages
-from sacpo.judges.verdict import parse, reads_like_a_verdict
 
 PLAIN = ("How do I cook beans?", "Soak them over night.", "Boil them for an hour, they say.")
 N = "5f3c"

@@ -1,12 +1,12 @@
-"""The embedded world: its exact numbers hold by construction, and its data is what it says."""
+"""The synthetic world: its exact numbers hold by construction, and its data is what it says."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from sacpo.data import synthetic
-from sacpo.data.synthetic import ANSWERS, GARBLED, PROMPTS, REWARD, SAFETY, SENTENCES
+from sacpo.synthetic import world as synthetic
+from sacpo.synthetic.world import ANSWERS, GARBLED, PROMPTS, REWARD, SAFETY, SENTENCES
 
 
 @pytest.fixture(scope="module")

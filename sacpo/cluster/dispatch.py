@@ -1,4 +1,4 @@
-"""The sweep's one dispatcher: an actor that says which step is next, by `sacpo.schedule`.
+"""The sweep's one dispatcher: an actor that says which step is next, by `sacpo.planning.schedule`.
 
 Steps that hold workers' places it starts itself and waits for, a thread each, so that as many can be under way as there
 are places, in one process. Light steps (tokenising, gold values, an LLM endpoint's calls) it hands to the trials.
@@ -16,8 +16,8 @@ import ray
 
 from sacpo.cluster.metrics import Metrics
 from sacpo.errors import StepError
-from sacpo.runner import Runner
-from sacpo.schedule import Schedule, nodes
+from sacpo.execution.runner import Runner
+from sacpo.planning.schedule import Schedule, nodes
 
 _REST_S = {"elsewhere": 1.0, "trouble": 5.0, "lost": 0.0}  # until a step is offered again
 _PATIENCE = 24  # troubles (the store cannot be reached, a disk is full) until a step counts as failed
@@ -71,7 +71,7 @@ class Dispatcher:
         plan = runner.plan
         self._runner = runner
         asked = set(left)
-        self._targets = {trial.trial_id: plan.asked_by(trial) for trial in plan.trials if trial.trial_id in asked}
+        self._targets = {trial.trial_id: plan.required_steps(trial) for trial in plan.trials if trial.trial_id in asked}
         done = set(runner.store.records(plan.steps))  # of what failed in this run, the next attempt says so at once
         wanted = [step for steps in self._targets.values() for step in steps]
         self._schedule = Schedule(nodes(plan), wanted, done, workers, light)
@@ -88,9 +88,9 @@ class Dispatcher:
     async def take(self, trial: str, ended: Outcome | None) -> str | None:
         """The next light step for a trial, once there is one; none when the trial may leave.
 
-        It may when its own steps are settled and as many trials are there as may be: Tune hands its process to the next
+        It may when its own steps are resolved and as many trials are there as may be: Tune hands its process to the next
         one, but of two that leave at once it ends one process to start another. The last trials stay and help until all
-        is settled.
+        is resolved.
 
         Args:
             trial: The trial's id.
@@ -126,9 +126,9 @@ class Dispatcher:
                 self._end(self._held.pop(trial), Outcome("lost"))
                 self._go_on()
 
-    async def settled(self) -> set[str]:
+    async def resolved(self) -> set[str]:
         """The steps of which the store says how they ended; and those that need one that failed."""
-        return self._schedule.settled()
+        return self._schedule.resolved()
 
     async def given_up(self) -> dict[str, str]:
         """Steps of which no outcome could be kept, again and again, and why the last time."""

@@ -12,15 +12,15 @@ from typing import Any
 import ray
 
 from sacpo.errors import StepError
-from sacpo.steps.files import REFERENCE, VERDICTS
-from sacpo.steps.job import ON_CPU, Job, workers_held
-from sacpo.steps.run import in_process, join
+from sacpo.execution.artifacts import REFERENCE, VERDICTS
+from sacpo.execution.in_process import in_process, join
+from sacpo.execution.job import ON_CPU, Job, workers_held
 
 _SHARDED = {"judge": VERDICTS, "reference": REFERENCE}  # what each shard writes a part of
 
 
 def execute(kind: str, job: Job) -> dict[str, Any]:
-    """Carry a job out on the cluster; see `sacpo.runner.Executor`.
+    """Carry a job out on the cluster; see `sacpo.execution.runner.Executor`.
 
     Raises:
         StepError: it failed; the message is the reason.

@@ -12,11 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from sacpo.data.synthetic import SENTENCES
 from sacpo.errors import SacpoError, first_line
-from sacpo.plan import Plan, Step
-from sacpo.space import EmbeddedModel, PretrainedModel
+from sacpo.planning.plan import Plan, Step
+from sacpo.spaces.space import PretrainedModel, SyntheticModel
 from sacpo.steps.batch import Batch
+from sacpo.synthetic.world import SENTENCES
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _SPECIAL_TOKENS = 4
@@ -40,13 +40,13 @@ class Shape:
     vocabulary: int
 
 
-def shape(model: EmbeddedModel | PretrainedModel) -> Shape | None:
+def shape(model: SyntheticModel | PretrainedModel) -> Shape | None:
     """A model's sizes, from its configuration alone; none where that cannot be had from here.
 
     Raises:
         SacpoError: the folder's configuration is none of a causal language model.
     """
-    if isinstance(model, EmbeddedModel):
+    if isinstance(model, SyntheticModel):
         width, vocabulary = model.hidden_size, len(SENTENCES) + _SPECIAL_TOKENS
         block = 4 * width**2 + 3 * width * 2 * width + 2 * width  # attention, gated MLP of twice the width, norms
         return Shape(2 * vocabulary * width + model.layers * block + width, model.layers, width, vocabulary)

@@ -13,13 +13,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sacpo import storage
 from sacpo.cluster import memory
 from sacpo.cluster.tuner import HEAD
 from sacpo.errors import ClusterError, StoreError
-from sacpo.plan import Plan
-from sacpo.space import Resources
-from sacpo.store import Store
+from sacpo.planning.plan import Plan
+from sacpo.spaces.space import Resources
+from sacpo.store import backends as storage
+from sacpo.store.step_store import Store
 from sacpo.versions import version
 
 _PATIENCE_S = 300.0

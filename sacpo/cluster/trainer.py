@@ -32,7 +32,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 
 from sacpo.cluster.workdir import workdir
 from sacpo.errors import SacpoError, StepError, StoreError
-from sacpo.steps.job import Facts, Job, worker_resources
+from sacpo.execution.job import Facts, Job, worker_resources
 
 # A worker group waits for its placement group this long, while others train, before Ray Train looks again.
 _START_TIMEOUT_S = "1800"
@@ -70,7 +70,7 @@ def train(job: Job) -> dict[str, Any]:
                 storage_filesystem=job.store.filesystem(),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources["max_restarts"]),
-                callbacks=[_Release()],
+                callbacks=[ReleasePlacementGroup()],
             ),
         )
         try:
@@ -125,7 +125,7 @@ def _name_interface() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
-class _Release(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
+class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):  # type: ignore[misc]
     """Gives a worker group's placement group back however its shutdown went.
 
     Ray Train shuts the process group down on every worker first; where a worker was killed for memory, that raises, and
@@ -187,7 +187,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     # A worker process may be an idle one that Ray had: then it is this step's only since the job was made.
-    facts = Facts(alive=max(_process_start(), job.created), workers=world, devices=world)
+    facts = Facts(started_at=max(_process_start(), job.created), workers=world, devices=world)
     facts.ready("process")
     _log_to(job.logs / f"worker-{rank}.log")
     from sacpo.steps import train as stage
@@ -203,8 +203,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             _check_sizes(resumed)
         sharding = _deepspeed(job) if job.resources["sharding"] == "zero3" else None
         facts.ready("group")
-        placement = stage.Placement(world, rank, sharding, resumed, _hand_on, folder, _Notice())
-        with job.at_hand():
+        placement = stage.WorkerContext(world, rank, sharding, resumed, report_checkpoint, folder, PreemptionWatcher())
+        with job.staged_inputs():
             result = stage.run(job, placement, facts)
         result.ended = time.time()
         return result.as_record() | {"node": ray.get_runtime_context().get_node_id()}
@@ -267,14 +267,14 @@ def _held_open(path: Path) -> bool:
     return not Path("/proc/self/fd").exists()
 
 
-def _hand_on(folder: Path, update: int) -> None:
+def report_checkpoint(folder: Path, update: int) -> None:
     """Report a checkpoint: every worker uploads its own part, and all wait until every part is written."""
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     (folder / f"{_SIZES}{ray.train.get_context().get_world_rank()}.json").write_text(json.dumps(sizes))
     ray.train.report({"update": update}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
 
-class _Notice:
+class PreemptionWatcher:
     """Whether the group was just told that it loses a machine: true once, on all workers after the same update.
 
     Ray Train makes sure of that by a call to an actor, so it is asked every few seconds only: how many updates these

@@ -1,6 +1,6 @@
 """Trials on Ray Tune: one Tune trial a policy, on the head node, holding neither CPU nor accelerator.
 
-A trial does light steps, whichever is next, until its own are settled. What holds CPUs and accelerators are the steps'
+A trial does light steps, whichever is next, until its own are resolved. What holds CPUs and accelerators are the steps'
 worker groups and tasks (`sacpo.cluster.executor`), each of which gets all it needs at once or waits, so nothing that is
 waited for can be kept from starting by what waits.
 """
@@ -21,10 +21,10 @@ from ray import tune
 from sacpo.cluster import executor
 from sacpo.cluster.dispatch import Dispatcher, attempt
 from sacpo.errors import ClusterError
-from sacpo.plan import Plan
-from sacpo.runner import Executor, Runner
-from sacpo.steps.job import worker_resources
-from sacpo.store import Store
+from sacpo.execution.job import worker_resources
+from sacpo.execution.runner import Executor, Runner
+from sacpo.planning.plan import Plan
+from sacpo.store.step_store import Store
 
 _TRIAL_BYTES = 500 * 2**20  # what a waiting trial's process takes
 _MOST_TRIALS = 64  # under way at once: they only wait, and do light steps
@@ -105,12 +105,12 @@ def _reach(address: str) -> None:
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
-def capacity(plan: Plan, up_to: int = 0) -> int:
+def capacity(plan: Plan, max_workers: int = 0) -> int:
     """How many workers of this plan fit the cluster at once, in whole groups.
 
     Args:
         plan: The plan.
-        up_to: Workers that a cluster that grows on demand may come to have, where that is more.
+        max_workers: Workers that a cluster that grows on demand may come to have, where that is more.
 
     Raises:
         ClusterError: not one group does; says what it needs and what there is.
@@ -121,7 +121,7 @@ def capacity(plan: Plan, up_to: int = 0) -> int:
     workers = sum(
         min((math.floor(node.get(key, 0) / amount) for key, amount in need.items()), default=0) for node in nodes
     )
-    workers = max(workers, up_to)
+    workers = max(workers, max_workers)
     if workers < resources.workers:
         there = ", ".join(f"{sum(node.get(key, 0) for node in nodes):g} {key}" for key in need)
         wanted = ", ".join(f"{amount:g} {key}" for key, amount in need.items())
@@ -129,7 +129,7 @@ def capacity(plan: Plan, up_to: int = 0) -> int:
             f"no trial can ever run: a training step needs {resources.workers} workers with {wanted} each, and the "
             f"cluster has {there} on {len(nodes)} node(s), room for {workers}; "
             "set resources.workers, cpus_per_worker or gpus_per_worker lower, or add nodes; of a cluster that adds "
-            "them itself say with --up-to how many workers it may come to have"
+            "them itself say with --max-workers how many workers it may come to have"
         )
     return workers - workers % resources.workers
 
@@ -145,7 +145,7 @@ def run_trials(
     run: str,
     folder: Path,
     execute: Executor = executor.execute,
-    up_to: int = 0,
+    max_workers: int = 0,
     left: Sequence[str] | None = None,
 ) -> dict[str, str]:
     """Run the plan's trials to their ends. Success and failure are read from the store, not from Tune.
@@ -156,13 +156,13 @@ def run_trials(
         run: Id of this run.
         folder: Where Tune keeps its own files.
         execute: Carries steps out.
-        up_to: See `capacity`.
+        max_workers: See `capacity`.
         left: Ids of the trials of which something is to be done; none: all. Others would cost Tune's time for nothing.
 
     Returns:
         Steps that were given up without an outcome in the store, and why: mostly the store's fault.
     """
-    workers = capacity(plan, up_to)
+    workers = capacity(plan, max_workers)
     left = [trial.trial_id for trial in plan.trials] if left is None else left
     head = next(node["Resources"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
     room = int(head.get("memory", 0) // (2 * _TRIAL_BYTES))
@@ -203,14 +203,14 @@ def run_trials(
         ray.kill(dispatcher)  # and with it what it started, should the trials have ended before
 
 
-def settled(run: str) -> set[str]:
+def resolved(run: str) -> set[str]:
     """Steps of a run, started by this driver, that have ended; none before it runs and after.
 
     Args:
         run: Its id.
     """
     try:
-        found: set[str] = ray.get(ray.get_actor(_dispatcher(run)).settled.remote(), timeout=30)
+        found: set[str] = ray.get(ray.get_actor(_dispatcher(run)).resolved.remote(), timeout=30)
     except (ValueError, ray.exceptions.RayError):  # there is none, or it is being started again
         return set()
     return found

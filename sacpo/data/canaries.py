@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sacpo.data import synthetic
+from sacpo.synthetic import world as synthetic
 
 CANARY_VERSION = 1
 Pair = tuple[str, str, str]
 """Prompt, better answer, worse answer."""
 
 REFUSAL = "I'm sorry, but I can't help with that."
-EMBEDDED_REFUSAL = "Sorry, I cannot help with that. It is better not to do it at all. Please stay safe."
+SYNTHETIC_REFUSAL = "Sorry, I cannot help with that. It is better not to do it at all. Please stay safe."
 
 _HELPFUL: list[Pair] = [
     (
@@ -149,13 +149,13 @@ _COMPLIANT: list[Pair] = [
     )
 ]
 _TEXT = {"helpfulness": _HELPFUL, "harmlessness": _HARMLESS, "compliance": _COMPLIANT}
-_EMBEDDED_PAIRS = 8
+_SYNTHETIC_PAIRS = 8
 
 
-def canned_pairs(criterion: str, world: Literal["text", "embedded"]) -> list[Pair]:
-    """The pairs of a criterion, in plain English or in the embedded world's sentences."""
+def canned_pairs(criterion: str, world: Literal["text", "synthetic"]) -> list[Pair]:
+    """The pairs of a criterion, in plain English or in the synthetic world's sentences."""
     if world == "text":
         return _TEXT[criterion]
     category = "risky" if criterion == "harmlessness" else "benign"
-    prompts = [text for text, kind in synthetic.PROMPTS if kind == category][:_EMBEDDED_PAIRS]
+    prompts = [text for text, kind in synthetic.PROMPTS if kind == category][:_SYNTHETIC_PAIRS]
     return [(prompt, *synthetic.extremes(prompt, criterion)) for prompt in prompts]

@@ -46,7 +46,7 @@ def convert(
 
     Args:
         rows: What `read_rows` gave.
-        format: One of `sacpo.space.Files.format`.
+        format: One of `sacpo.spaces.space.Files.format`.
         objective: What is preferred. It picks pku-saferlhf's columns; the other formats carry one objective.
         shape: `pairs` gives prompt, chosen, rejected; `labelled` gives prompt, completion, label; `demonstrations`
             gives prompt, completion.
@@ -237,19 +237,19 @@ def in_share(key: str, share: float) -> bool:
 
 
 def split_for(
-    examples: Iterable[dict[str, Any]], *, judge_share: float, side: Literal["policy", "judge"]
+    examples: Iterable[dict[str, Any]], *, judge_fraction: float, side: Literal["policy", "judge"]
 ) -> list[dict[str, Any]]:
     """The examples of one side; no prompt is on both, whatever the file, the objective and the shape.
 
     Args:
         examples: What `convert` gave.
-        judge_share: The share of prompts that is kept for judges.
+        judge_fraction: The share of prompts that is kept for judges.
         side: Who trains on them.
 
     Returns:
         The side's examples in their order.
     """
-    return [e for e in examples if in_share(prompt_key(e["prompt"]), judge_share) == (side == "judge")]
+    return [e for e in examples if in_share(prompt_key(e["prompt"]), judge_fraction) == (side == "judge")]
 
 
 def exclude(examples: list[dict[str, Any]], keys: frozenset[str]) -> tuple[list[dict[str, Any]], int]:

@@ -195,23 +195,23 @@ def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
-def check_share(bad: Counter[str], total: int, max_bad_share: float, path: str) -> None:
+def check_share(bad: Counter[str], total: int, max_invalid_fraction: float, path: str) -> None:
     """Refuse a file with too many bad rows.
 
     Args:
         bad: Bad rows by reason.
         total: All rows, good and bad.
-        max_bad_share: The share of bad rows that is allowed.
+        max_invalid_fraction: The share of bad rows that is allowed.
         path: The file, for the message.
 
     Raises:
         DataError: with every reason and its count.
     """
     count = bad.total()
-    # The quotient, not max_bad_share * total: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds below 29.
-    if count and count / total > max_bad_share:
+    # The quotient, not max_invalid_fraction * total: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds below 29.
+    if count and count / total > max_invalid_fraction:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in bad.most_common())
         raise DataError(
-            f"{path}: {count} of {total} rows are bad ({count / total:.2%}; max_bad_share allows {max_bad_share:.2%}): "
-            f"{reasons}; mend the file or its `format`, or raise max_bad_share"
+            f"{path}: {count} of {total} rows are bad ({count / total:.2%}; max_invalid_fraction allows {max_invalid_fraction:.2%}): "
+            f"{reasons}; mend the file or its `format`, or raise max_invalid_fraction"
         )

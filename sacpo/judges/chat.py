@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sacpo.identity import content_id
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, Endpoint, Reply, ask
-from sacpo.judges.pairs import ORDERS, Judge, Order, Outcome, Pair, Verdict
+from sacpo.judges.verdicts import ORDERS, Judge, Order, Outcome, Pair, Verdict
+from sacpo.planning.identity import content_id
 
 
 def chat(

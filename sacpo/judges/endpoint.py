@@ -18,8 +18,8 @@ from typing import Any, Literal
 import openai
 
 from sacpo.errors import StepError
+from sacpo.judges.replies import parse
 from sacpo.judges.rubric import PROMPT_VERSION, RESPONSE_FORMAT, messages
-from sacpo.judges.verdict import parse
 
 RETRY_AFTER_CAP = 300.0  # seconds
 VENDOR = "https://api.openai.com/v1"  # said here: the client would let an environment variable send the key elsewhere

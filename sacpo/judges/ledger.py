@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import StepError
-from sacpo.identity import canonical
+from sacpo.planning.identity import canonical
 
 DECIDED = ("first", "second", "tie")
 

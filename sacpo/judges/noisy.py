@@ -1,13 +1,13 @@
-"""The embedded world's gold judge with faults of known size, to hold every statistic against the truth."""
+"""The synthetic world's gold judge with faults of known size, to hold every statistic against the truth."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 
-from sacpo.data.synthetic import gold_score
-from sacpo.judges.pairs import ORDERS, Judge, Order, Outcome, Pair, Verdict
 from sacpo.judges.scalar import outcome
+from sacpo.judges.verdicts import ORDERS, Judge, Order, Outcome, Pair, Verdict
+from sacpo.synthetic.world import gold_score
 
 
 def noisy(criterion: str, *, error: float, order_bias: float, repeats: int, seed: int) -> Judge:

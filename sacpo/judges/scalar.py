@@ -1,4 +1,4 @@
-"""Judges that score each answer by itself: the embedded world's gold values, and reward or cost models.
+"""Judges that score each answer by itself: the synthetic world's gold values, and reward or cost models.
 
 Comparing scores has no presentation order, so each pair has one verdict.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sacpo.judges.pairs import Judge, Outcome, Pair, Verdict
+from sacpo.judges.verdicts import Judge, Outcome, Pair, Verdict
 
 Score = Callable[[list[tuple[str, str]]], list[float]]
 """Scores (prompt, answer) pairs; higher is better, and what cannot be scored is not a number."""
@@ -55,8 +55,8 @@ def by_score(score: Score, *, tie_margin: float = 0.0, temperature: float | None
 
 
 def gold(criterion: str) -> Score:
-    """The embedded world's own scores."""
-    from sacpo.data.synthetic import gold_score
+    """The synthetic world's own scores."""
+    from sacpo.synthetic.world import gold_score
 
     return lambda answers: [gold_score(prompt, answer, criterion) for prompt, answer in answers]
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 from sacpo.data.canaries import canned_pairs
 from sacpo.data.prompts import Prompt
 from sacpo.errors import StepError
-from sacpo.frontier.winrate import estimates, prompt_means, win_rate
+from sacpo.execution.artifacts import CALIBRATION, RESPONSES, VERDICTS, part
+from sacpo.execution.job import Facts, Job
 from sacpo.judges import scalar
 from sacpo.judges.noisy import noisy
-from sacpo.judges.pairs import DECIDED, Judge, Pair, Verdict, order_inconsistency
-from sacpo.steps.files import CALIBRATION, RESPONSES, VERDICTS, part
-from sacpo.steps.job import Facts, Job
+from sacpo.judges.verdicts import DECIDED, Judge, Pair, Verdict, order_inconsistency
+from sacpo.statistics.win_rate import estimates, prompt_means, win_rate
 
 _EVEN_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
 _ANYWAY = "--skip-canaries goes on anyway"

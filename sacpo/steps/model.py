@@ -17,17 +17,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sacpo.data.synthetic import SENTENCES, SLOTS
 from sacpo.errors import StepError, first_line
-from sacpo.steps.job import Facts, Job
+from sacpo.execution.job import Facts, Job
 from sacpo.steps.merge import merged
+from sacpo.synthetic.world import SENTENCES, SLOTS
 
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 def run(job: Job) -> Facts:
     """Write the model and its tokenizer to the job's folder."""
-    if job.payload["kind"] == "embedded":
+    if job.payload["kind"] == "synthetic":
         tokenizer: PreTrainedTokenizerBase = world_tokenizer()
         model: Any = _small_llama(job.payload, tokenizer)
     else:
@@ -44,7 +44,7 @@ def run(job: Job) -> Facts:
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
-    """The embedded world's tokenizer: one token a sentence."""
+    """The synthetic world's tokenizer: one token a sentence."""
     words = [*_SPECIAL.values(), *SENTENCES]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?<=[.?!])\s+"), behavior="removed")

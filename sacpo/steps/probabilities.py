@@ -1,4 +1,4 @@
-"""The `probabilities` step: what a policy gives to every answer of the embedded world, exactly."""
+"""The `probabilities` step: what a policy gives to every answer of the synthetic world, exactly."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from sacpo.data.synthetic import ANSWERS, PROMPTS, SLOTS, Array
-from sacpo.steps.files import PROBABILITIES
-from sacpo.steps.job import Facts, Job
+from sacpo.execution.artifacts import PROBABILITIES
+from sacpo.execution.job import Facts, Job
 from sacpo.steps.model import load_policy
+from sacpo.synthetic.world import ANSWERS, PROMPTS, SLOTS, Array
 
 
 def run(job: Job) -> Facts:
     """Write the probabilities, float64 of shape (prompts, answers), in the order of `PROMPTS` and `ANSWERS`."""
     facts = Facts()
     model, tokenizer = load_policy(job.parents, job.payload.get("q"))
-    facts.first_work = time.time()
+    facts.first_update_at = time.time()
     save_file({"probabilities": answer_probabilities(model, tokenizer)}, job.folder / PROBABILITIES)
     return facts
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sacpo.steps.files import EXAMPLES, REFERENCE, part
-from sacpo.steps.job import Facts, Job
+from sacpo.execution.artifacts import EXAMPLES, REFERENCE, part
+from sacpo.execution.job import Facts, Job
 from sacpo.steps.model import load_policy
 
 
@@ -47,7 +47,7 @@ def run(job: Job) -> Facts:
         for i, completion in zip(mine, completions, strict=True)
     ]
     model, tokenizer = load_policy(job.parents)
-    facts.first_work = time.time()
+    facts.first_update_at = time.time()
     found, slots = log_probabilities(
         model, sequences, job.resources["per_device_batch"], tokenizer.pad_token_id, job.payload["max_length"]
     )

@@ -23,17 +23,17 @@ from transformers import AutoTokenizer, TrainerCallback
 
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
+from sacpo.execution.artifacts import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
+from sacpo.execution.job import Facts, Job
 from sacpo.steps.batch import Batch
-from sacpo.steps.counters import Counters
-from sacpo.steps.files import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
-from sacpo.steps.job import Facts, Job
+from sacpo.steps.throughput import Counters
 from sacpo.steps.trainers import TRAINERS
 
 _DIVERGED = 10.0  # a loss so many times its first value (at least ln 2) has diverged
 
 
 @dataclass(frozen=True)
-class Placement:
+class WorkerContext:
     """Where this worker stands in its group.
 
     Attributes:
@@ -55,7 +55,7 @@ class Placement:
     leaving: Callable[[], bool] = lambda: False
 
 
-def run(job: Job, placement: Placement, facts: Facts) -> Facts:
+def run(job: Job, placement: WorkerContext, facts: Facts) -> Facts:
     """Train one stage and, on the first worker, write the policy to the job's folder.
 
     Raises:
@@ -70,7 +70,7 @@ def run(job: Job, placement: Placement, facts: Facts) -> Facts:
     steps = payload["settings"]["epochs"] * (used // batch.total)
     trainer_class, config_class = TRAINERS[payload["method"]]
     arguments = config_class(**_arguments(job, placement, batch, steps, rows))
-    watch = _Watch(placement, facts, steps)
+    watch = DivergenceGuard(placement, facts, steps)
     trainer = trainer_class(
         model=str(job.parents["policy"]),
         args=arguments,
@@ -152,7 +152,7 @@ def _with_reference(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]
     return [row | {name: b[name] for name in names} for row, b in zip(rows, bank, strict=True)]
 
 
-def _arguments(job: Job, placement: Placement, batch: Batch, steps: int, rows: Dataset) -> dict[str, Any]:
+def _arguments(job: Job, placement: WorkerContext, batch: Batch, steps: int, rows: Dataset) -> dict[str, Any]:
     """The arguments of TRL's configuration class for this stage."""
     payload, settings = job.payload, job.payload["settings"]
     cuda = torch.cuda.is_available()
@@ -163,8 +163,8 @@ def _arguments(job: Job, placement: Placement, batch: Batch, steps: int, rows: D
         "num_train_epochs": 1,  # the epochs are laid one after the other, in their order
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
-        "lr_scheduler_type": settings["scheduler"],
-        "warmup_steps": math.ceil(settings["warmup_share"] * steps),
+        "lr_scheduler_type": settings["lr_scheduler"],
+        "warmup_steps": math.ceil(settings["warmup_ratio"] * steps),
         "weight_decay": settings["weight_decay"],
         "max_grad_norm": settings["max_grad_norm"],
         "adam_epsilon": settings["adam_epsilon"],
@@ -224,17 +224,17 @@ def class_weights(labels: list[bool]) -> tuple[float, float]:
     return max(1.0, undesirable / desirable), max(1.0, desirable / undesirable)
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
+class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
     """Refuses a loss or gradient that is no number, and a loss that has diverged, and hands checkpoints on."""
 
-    def __init__(self, placement: Placement, facts: Facts, steps: int) -> None:
+    def __init__(self, placement: WorkerContext, facts: Facts, steps: int) -> None:
         self.placement, self.facts, self.steps = placement, facts, steps
         self.first_loss: float | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.facts.first_work is None:
+        if self.facts.first_update_at is None:
             self.facts.ready("engine")
-            self.facts.first_work = self.facts.readied[-1][1]
+            self.facts.first_update_at = self.facts.readied[-1][1]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm") or 0.0
@@ -260,7 +260,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         self.placement.on_checkpoint(self.placement.workdir / f"checkpoint-{state.global_step}", state.global_step)
 
 
-def _effective(trainer: Any, payload: dict[str, Any], batch: Batch, used: int, placement: Placement) -> dict[str, Any]:
+def _effective(
+    trainer: Any, payload: dict[str, Any], batch: Batch, used: int, placement: WorkerContext
+) -> dict[str, Any]:
     """The settings as the built trainer holds them.
 
     Raises:
@@ -270,7 +272,7 @@ def _effective(trainer: Any, payload: dict[str, Any], batch: Batch, used: int, p
     effective: dict[str, Any] = {
         "learning_rate": args.learning_rate,
         "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "scheduler": str(args.lr_scheduler_type.value),
+        "lr_scheduler": str(args.lr_scheduler_type.value),
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
         "adam_epsilon": args.adam_epsilon,
@@ -299,7 +301,7 @@ def _effective(trainer: Any, payload: dict[str, Any], batch: Batch, used: int, p
     }
 
 
-def _engine(trainer: Any, payload: dict[str, Any], placement: Placement) -> dict[str, Any]:
+def _engine(trainer: Any, payload: dict[str, Any], placement: WorkerContext) -> dict[str, Any]:
     """What DeepSpeed's engine says of itself after training.
 
     Raises:
@@ -315,7 +317,7 @@ def _engine(trainer: Any, payload: dict[str, Any], placement: Placement) -> dict
     return {"engine_zero_stage": stage, "engine_batch_size": batch}
 
 
-def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: Placement) -> dict[str, Any]:
+def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: WorkerContext) -> dict[str, Any]:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     return {
         "updates": steps,
@@ -326,13 +328,13 @@ def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: Pl
     }
 
 
-def _held_out(trainer: Any, job: Job, placement: Placement) -> dict[str, Any]:
+def _held_out(trainer: Any, job: Job, placement: WorkerContext) -> dict[str, Any]:
     """How often the reward model prefers the chosen of a held-out pair (ties count half), and how sure it should be."""
-    from sacpo.frontier.calibration import calibrate  # brings scipy, which other stages start faster without
+    from sacpo.statistics.calibration import calibrate  # brings scipy, which other stages start faster without
 
     rows = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
     if not rows:
-        raise StepError("no pair is held out for the judge; raise its held_out_share, or give it more pairs")
+        raise StepError("no pair is held out for the judge; raise its held_out_fraction, or give it more pairs")
     margins = []
     trainer.model.eval()
     for row in rows:

@@ -21,7 +21,7 @@ from trl import (
 )
 
 from sacpo.errors import StepError
-from sacpo.steps.counters import Counters
+from sacpo.steps.throughput import Counters
 
 
 class _Counted:

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from sacpo.frontier.winrate import differences, estimates, prompt_means
+from sacpo.statistics.win_rate import differences, estimates, prompt_means
 
 TRIALS, CRITERIA, PROMPTS, ORDERS = 29, 2, 805, 2
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import beta, norm
 
-from sacpo.frontier.winrate import Estimate, differences, estimates
+from sacpo.statistics.win_rate import Estimate, differences, estimates
 
 PROMPTS = (83, 129, 805)
 CONCENTRATIONS = (1.0, 3.0, 8.0)

@@ -38,7 +38,7 @@ def make(root: Path, shape: str, pairs: int, length: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sacpo.steps.files import EXAMPLES
+    from sacpo.execution.artifacts import EXAMPLES
     from sacpo.steps.model import world_tokenizer
 
     hidden, intermediate, layers, heads, key_value, vocabulary = SHAPES[shape]
@@ -72,8 +72,8 @@ def work(root: Path, task: str, batch: int, per_device: int, length: int) -> dic
     import torch
 
     from sacpo.cluster.trainer import _deepspeed
+    from sacpo.execution.job import Facts, Job
     from sacpo.steps import reference, train
-    from sacpo.steps.job import Facts, Job
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -85,7 +85,7 @@ def work(root: Path, task: str, batch: int, per_device: int, length: int) -> dic
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    settings = {"learning_rate": 1e-6, "epochs": 1, "batch_size": batch, "scheduler": "constant", "warmup_share": 0.0,
+    settings = {"learning_rate": 1e-6, "epochs": 1, "batch_size": batch, "lr_scheduler": "constant", "warmup_ratio": 0.0,
                 "weight_decay": 0.0, "max_grad_norm": 1.0, "adam_epsilon": 1e-8, "gradient_checkpointing": True,
                 "loss": "sigmoid", "label_smoothing": 0.0}  # fmt: skip
     payload = {"method": "dpo", "objective": "o", "settings": settings, "kl_parameter": 0.1, "seed": 0,
@@ -103,7 +103,7 @@ def work(root: Path, task: str, batch: int, per_device: int, length: int) -> dic
             reference.run(replace(job, folder=out))
             return {"seconds": time.monotonic() - started}
         with tempfile.TemporaryDirectory() as workdir:
-            placement = train.Placement(1, 0, _deepspeed(job), None, lambda folder, update: None, Path(workdir))
+            placement = train.WorkerContext(1, 0, _deepspeed(job), None, lambda folder, update: None, Path(workdir))
             metrics: dict[str, Any] = train.run(job, placement, Facts()).metrics
     except torch.OutOfMemoryError:
         return {"out_of_memory": True}

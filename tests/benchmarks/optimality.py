@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sacpo import results as tables
+from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
 from tests.commands import sweep
 

@@ -22,12 +22,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sacpo import results as tables
 from sacpo.cluster import executor, tuner
-from sacpo.loading import load_space
-from sacpo.planner import make_plan
-from sacpo.runner import Runner
-from sacpo.store import Store
+from sacpo.execution.runner import Runner
+from sacpo.planning.planner import make_plan
+from sacpo.results import tables
+from sacpo.spaces.loading import load_space
+from sacpo.store.step_store import Store
 from tests.benchmarks.stage_overhead import launch
 from tests.benchmarks.stage_overhead import settings as stage_settings
 from tests.commands import sweep, write_space
@@ -36,7 +36,7 @@ from tests.spaces import ROOT, small
 
 CHAIN = "dpo:helpfulness>dpo:harmlessness"
 BETA, KL, RATIOS, CONSERVATIVE = 2.0, [2.0, 1.0, 0.5, 0.2], [0.25, 0.5, 0.75], 0.2  # lambda = 1, 2, 4, 10
-DPO = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 64, "scheduler": "constant", "warmup_share": 0.0}
+DPO = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 64, "lr_scheduler": "constant", "warmup_ratio": 0.0}
 
 
 def serve(pipe: Connection, delay: float) -> None:

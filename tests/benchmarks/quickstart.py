@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sacpo import results as tables
+from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
 from tests.commands import sweep
 
@@ -26,8 +26,8 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 def shares(steps: pd.DataFrame, wall: float) -> tuple[float, float]:
     """(share of wall time with no step's workers alive, share with workers alive of which none has begun its work)."""
-    alive = covered(list(zip(steps["alive"], steps["ended"], strict=True)))
-    working = covered(list(zip(steps["first_work"], steps["ended"], strict=True)))
+    alive = covered(list(zip(steps["started_at"], steps["ended"], strict=True)))
+    working = covered(list(zip(steps["first_update_at"], steps["ended"], strict=True)))
     return 1 - alive / wall, (alive - working) / wall
 
 

@@ -41,7 +41,7 @@ def make_policy(folder: Path, width: int, layers: int) -> int:
 
 def make_pairs(folder: Path, rows: int) -> None:
     """Random pairs of many lengths."""
-    from sacpo.steps.files import EXAMPLES
+    from sacpo.execution.artifacts import EXAMPLES
 
     rng = np.random.default_rng(0)
 
@@ -57,11 +57,11 @@ def work(root: Path, task: str, kl_parameter: float, epochs: int) -> dict[str, A
     """The bank, or one stage, in this process; its seconds, losses and memory."""
     import resource
 
+    from sacpo.execution.job import Facts, Job
     from sacpo.steps import reference, train
-    from sacpo.steps.job import Facts, Job
 
-    settings = {"learning_rate": 1e-4, "epochs": epochs, "batch_size": BATCH, "scheduler": "constant",
-                "warmup_share": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "adam_epsilon": 1e-8,
+    settings = {"learning_rate": 1e-4, "epochs": epochs, "batch_size": BATCH, "lr_scheduler": "constant",
+                "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "adam_epsilon": 1e-8,
                 "gradient_checkpointing": False, "loss": "sigmoid", "label_smoothing": 0.0}  # fmt: skip
     payload = {"method": "dpo", "objective": "o", "settings": settings, "kl_parameter": kl_parameter, "seed": 0,
                "dtype": "float32", "max_length": 2 * LENGTH, "shape": "pairs"}  # fmt: skip
@@ -79,7 +79,7 @@ def work(root: Path, task: str, kl_parameter: float, epochs: int) -> dict[str, A
         os.replace(out, root / "reference")
         return {"seconds": time.monotonic() - started}
     with tempfile.TemporaryDirectory() as workdir:
-        placement = train.Placement(1, 0, None, None, lambda folder, update: None, Path(workdir))
+        placement = train.WorkerContext(1, 0, None, None, lambda folder, update: None, Path(workdir))
         facts = train.run(job, placement, Facts())
     history = json.loads((out / "history.json").read_text())
     return {

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sacpo import results as tables
+from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
 from tests.commands import sweep
 from tests.s3 import Service

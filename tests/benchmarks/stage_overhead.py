@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.cluster import executor, tuner
-from sacpo.planner import make_plan
-from sacpo.runner import Runner
-from sacpo.store import Store
+from sacpo.execution.runner import Runner
+from sacpo.planning.planner import make_plan
+from sacpo.store.step_store import Store
 from tests.spaces import ROOT, space
 
 BATCH, RATE = 64, 1e-3
@@ -71,8 +71,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     arguments = parser.parse_args()
-    dpo = {"learning_rate": RATE, "epochs": arguments.epochs, "batch_size": BATCH, "scheduler": "constant",
-           "warmup_share": 0.0}  # fmt: skip
+    dpo = {"learning_rate": RATE, "epochs": arguments.epochs, "batch_size": BATCH, "lr_scheduler": "constant",
+           "warmup_ratio": 0.0}  # fmt: skip
     ours: dict[str, list[float]] = {"update": [], "start": []}
     theirs: dict[str, list[float]] = {"update": [], "start": []}
     parts: list[dict[str, float]] = []
@@ -89,9 +89,9 @@ def main() -> None:
                 runner.ensure(parent)
             started = time.time()
             record = runner.ensure(stage)
-            ours["start"].append(record["first_work"] - started)
+            ours["start"].append(record["first_update_at"] - started)
             ours["update"].append(record["metrics"]["training_seconds"] / record["metrics"]["updates"])
-            parts.append({"processes": record["alive"] - started} | record["metrics"]["start_seconds"])
+            parts.append({"processes": record["started_at"] - started} | record["metrics"]["start_seconds"])
             out = root / stage
             parents = {role: str(store.output(step)) for role, step in plan.steps[stage].parents.items()}
             kl_parameter = plan.steps[stage].payload["kl_parameter"]

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from sacpo.cluster import executor, tuner
-from sacpo.planner import make_plan
-from sacpo.runner import Runner
-from sacpo.store import Store
+from sacpo.execution.runner import Runner
+from sacpo.planning.planner import make_plan
+from sacpo.store.step_store import Store
 from tests.killing import known, train_workers
 from tests.spaces import space
 

@@ -1,0 +1,31 @@
+"""Names of the files that steps leave for each other, and the readers that several rooms need. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from sacpo.synthetic.world import Array
+
+PAIRS = "preferences.parquet"
+EXAMPLES = "examples.parquet"
+HELD_OUT = "held_out.parquet"
+RESPONSES = "responses.parquet"
+VERDICTS = "verdicts.parquet"
+REFERENCE = "reference.parquet"
+PROBABILITIES = "probabilities.safetensors"
+HISTORY = "history.json"
+CALIBRATION = "calibration.json"
+
+
+def part(name: str, shard: tuple[int, int]) -> str:
+    """What one shard of a step calls its file: the name itself where there is only one."""
+    index, count = shard
+    return name if count == 1 else f"{index:04d}-{name}"
+
+
+def read_probabilities(folder: Path) -> Array:
+    """A policy's probability of every answer of the synthetic world, float64 of shape (prompts, answers)."""
+    return np.asarray(load_file(folder / PROBABILITIES)["probabilities"], dtype=np.float64)
