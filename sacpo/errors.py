@@ -1,21 +1,21 @@
-"""The errors a user can meet. Each crosses process borders (Ray), so each pickles by its arguments."""
+"""The errors that users can see. Ray sends them between processes, so each can be pickled from its arguments."""
 
 
 class SacpoError(Exception):
-    """Root of every error that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
 
 def first_line(error: BaseException) -> str:
-    """The beginning of what an error of a library says, which may go on for pages."""
+    """The first 300 characters of the first line of an error; messages of libraries can be pages long."""
     return (str(error).splitlines() or [""])[0][:300]
 
 
 class SpaceError(SacpoError, ValueError):
-    """The space or the command line is wrong. Carries every problem found, one message each.
+    """The space or the command line is wrong.
 
     Args:
-        source: The file (or other origin) that was read.
-        problems: One line a problem: where, what was given, what is allowed, the way out.
+        source: The file, or another origin of the settings.
+        problems: One line for each problem: the setting, the given value, the allowed values, the way out.
     """
 
     def __init__(self, source: str, problems: list[str]) -> None:
@@ -30,16 +30,16 @@ class SpaceError(SacpoError, ValueError):
 
 
 class DataError(SacpoError, ValueError):
-    """A data file cannot be used: unreadable, in another format than declared, empty, or with too many bad rows."""
+    """A data file cannot be used: it is unreadable, empty, in another format, or has too many invalid rows."""
 
 
 class StoreError(SacpoError):
-    """The store cannot be used, or an output in it does not match its record."""
+    """The store cannot be used, or lacks something, or holds an output that does not match its record."""
 
 
 class ClusterError(SacpoError):
-    """The cluster cannot be reached, or can never run what the space asks for."""
+    """The cluster cannot be reached, or can never run the space."""
 
 
 class StepError(SacpoError):
-    """A step failed for a reason of its own (diverged, a setting without effect, a worker that kept dying)."""
+    """A step failed: training diverged, a setting had no effect, its workers died too often, or similar."""

@@ -1,10 +1,15 @@
-"""The project's commands as a user runs them: in processes of their own."""
+"""The project's commands as a user runs them: in a process of their own, or in the calling process."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,11 @@ import yaml
 
 from tests.spaces import ROOT
 
+Answer = subprocess.CompletedProcess[str]
+
 
 def write_space(data: dict[str, Any], folder: Path) -> Path:
-    """A space file with this content."""
+    """Write a space file with this content."""
     path = folder / f"{data['name']}.yaml"
     path.write_text(yaml.safe_dump(data))
     return path
@@ -25,22 +32,61 @@ def arguments(space: Path, results: str | Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "sacpo.sweep", str(space), "--results", str(results), *more]
 
 
-def sweep(space: Path, results: Path, *more: str, timeout: float = 600.0) -> subprocess.CompletedProcess[str]:
-    """Run a sweep to its end."""
+def sweep(space: Path, results: str | Path, *more: str, timeout: float = 600.0) -> Answer:
+    """Run a sweep to its end, in a process of its own."""
     return subprocess.run(
         arguments(space, results, *more), capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False
     )
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run one of the package's modules to its end."""
+def sweep_here(space: Path, results: str | Path, *more: str) -> Answer:
+    """Run a sweep to its end in the calling process, without Ray (`--address in-process`)."""
+    from sacpo.sweep import main
+
+    return call(main, str(space), "--results", str(results), "--address", "in-process", *more)
+
+
+def run(*command: str) -> Answer:
+    """Run one of the package's modules to its end, in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
     )
 
 
+def call(main: Callable[[list[str]], int], *argv: str) -> Answer:
+    """Run a command's `main` in the calling process, with its output captured."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = Path(folder) / "stdout", Path(folder) / "stderr"
+        try:
+            with _captured(output, errors):
+                status = main(list(argv))
+        except SystemExit as error:  # argparse refuses an argument
+            status = error.code if isinstance(error.code, int) else 1
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return Answer(list(argv), status, output.read_text(), errors.read_text())
+
+
+@contextlib.contextmanager
+def _captured(output: Path, errors: Path) -> Iterator[None]:
+    """Send the standard output and error to files meanwhile, also those of native code and of copies of fd 1."""
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    with output.open("a", buffering=1) as stdout, errors.open("a", buffering=1) as stderr:
+        os.dup2(stdout.fileno(), 1)
+        os.dup2(stderr.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                yield
+        finally:
+            for number, copy in saved:
+                os.dup2(copy, number)
+                os.close(copy)
+
+
 def free_port() -> int:
-    """A port of the loopback interface on which nobody listens, for a process that cannot find one itself."""
+    """A free port of the loopback interface, for a process that cannot choose one itself."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -19,7 +19,7 @@ KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAU
 
 
 class Service:
-    """moto's server. What it keeps is in its memory: it can be stopped for a while, but not be started again."""
+    """moto's server. It keeps its objects in memory, so it can be paused, but not be started again."""
 
     def __init__(self, log: Path) -> None:
         self.port = free_port()
@@ -31,32 +31,35 @@ class Service:
                 stderr=output,
                 env=os.environ | KEYS,
             )
-        for _ in range(300):
+        for _ in range(600):
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
                 break
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.05)
         os.environ.update(KEYS)
         self.client = boto3.client("s3", endpoint_url=self.endpoint)
         self.client.create_bucket(Bucket=BUCKET)
 
     def uri(self, prefix: str) -> str:
+        """The URI of a prefix of the bucket."""
         return f"s3://{BUCKET}/{prefix}?endpoint_override={self.endpoint}"
 
     def keys(self, prefix: str) -> list[str]:
         """All keys below a prefix."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-        return [found["Key"] for page in pages for found in page.get("Contents", [])]
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def pause(self) -> None:
-        """Answer nobody until `resume`."""
+        """Answer no request until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
+        """Answer requests again."""
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
+        """End the process."""
         self.resume()
         self._process.terminate()
         self._process.wait()

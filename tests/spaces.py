@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def deep_update(data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
             here = here[key]
         here[last] = value
     return data
+
+
+def paper_prompts(folder: Path) -> list[str]:
+    """Write evaluation prompts for `tune_spaces/paper.yaml`, and return the overrides that name the files."""
+    overrides = []
+    for criterion in ("helpfulness", "harmlessness"):
+        path = folder / f"{criterion}.json"
+        path.write_text(json.dumps([{"prompt": f"A question about {criterion}?"}]))
+        overrides.append(f"evaluation.{criterion}.prompts.path={path}")
+    return overrides
 
 
 def space(**changes: Any) -> Space:

@@ -1,4 +1,4 @@
-"""The cluster files: what Ray makes of them, and what a simulated AWS then has."""
+"""The cluster files: Ray's reading of them, and the machines, roles and rules that they create in a simulated AWS."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.s3 import KEYS
 from tests.spaces import ROOT
 
 STACK = ROOT / "clusters" / "aws-stack.yaml"
-MINE = "203.0.113.7/32"
+SSH_FROM = "203.0.113.7/32"
 
 
 def prepared(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A cluster file as `ray up` takes it, with a token where it expects one."""
+    """A cluster file as `ray up` reads it, with a token in the place where it expects one."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     (home / ".ray").mkdir()
@@ -45,7 +45,7 @@ def prepared(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "clusters/owned.yaml"])
-def test_ray_takes_the_file_and_every_node_asks_for_the_token(
+def test_ray_accepts_the_file_and_every_node_requires_the_token(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = prepared(ROOT / name, tmp_path, monkeypatch)
@@ -54,7 +54,7 @@ def test_ray_takes_the_file_and_every_node_asks_for_the_token(
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][1]
     assert "chmod 600 ~/.ray/auth_token" in config["setup_commands"][0]
     for command in config["setup_commands"]:
-        shlex.split(command)  # what YAML cuts off as a comment leaves a quote open
+        shlex.split(command)  # fails on an open quote, which a text cut off as a YAML comment leaves behind
     installs = [command for command in config["setup_commands"] if "constraints.txt" in command]
     assert len(installs) == 1
     assert not any("ray-3.0.0.dev0" in command for command in config["setup_commands"]), "Ray's own default"
@@ -69,8 +69,9 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def make_stack(region: str) -> None:
+    """Create the CloudFormation stack of the project."""
     vpcs = boto3.client("ec2", region_name=region).describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])
-    values = {"Bucket": "mine", "SshFrom": MINE, "Vpc": vpcs["Vpcs"][0]["VpcId"]}
+    values = {"Bucket": "mine", "SshFrom": SSH_FROM, "Vpc": vpcs["Vpcs"][0]["VpcId"]}
     boto3.client("cloudformation", region_name=region).create_stack(
         StackName="sacpo",
         TemplateBody=STACK.read_text(),
@@ -80,13 +81,14 @@ def make_stack(region: str) -> None:
 
 
 def statements(document: Any) -> list[dict[str, Any]]:
-    """A policy's; the simulated AWS keeps a template's document as text."""
+    """The statements of a policy; the simulated AWS keeps a template's document as text."""
     while isinstance(document, str):
         document = yaml.safe_load(document)
-    found: list[dict[str, Any]] = document["Statement"]
-    return found
+    result: list[dict[str, Any]] = document["Statement"]
+    return result
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws")
 def test_on_aws_the_right_machines_start_with_the_right_roles_and_rules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,14 +127,15 @@ def test_on_aws_the_right_machines_start_with_the_right_roles_and_rules(
     group = ec2.describe_security_groups(GroupNames=["sacpo"])["SecurityGroups"][0]
     outside = [(r["IpProtocol"], r.get("FromPort"), r["IpRanges"]) for r in group["IpPermissions"] if r["IpRanges"]]
     assert [(protocol, port, [r["CidrIp"] for r in ranges]) for protocol, port, ranges in outside] == [
-        ("tcp", 22, [MINE])
+        ("tcp", 22, [SSH_FROM])
     ]
     inside = [r["UserIdGroupPairs"][0]["GroupId"] for r in group["IpPermissions"] if r["UserIdGroupPairs"]]
     assert inside == [group["GroupId"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws")
-def test_roles_reach_the_named_bucket_and_the_heads_own_workers_alone() -> None:
+def test_roles_reach_only_the_named_bucket_and_the_heads_own_workers() -> None:
     make_stack("us-west-2")
     iam = boto3.client("iam", region_name="us-west-2")
     attached = {
@@ -150,7 +153,7 @@ def test_roles_reach_the_named_bucket_and_the_heads_own_workers_alone() -> None:
     assert ends["Condition"] == {"StringEquals": {"ec2:ResourceTag/ray-cluster-name": name}}
 
 
-def test_the_pods_of_the_kubernetes_file_are_pods_and_ask_for_the_token() -> None:
+def test_the_pods_of_the_kubernetes_file_are_valid_and_require_the_token() -> None:
     cluster = yaml.safe_load((ROOT / "clusters" / "kuberay.yaml").read_text())
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
@@ -169,6 +172,7 @@ class Metadata(http.server.BaseHTTPRequestHandler):
     """The instance metadata service, version 2: 404 until there is a notice."""
 
     notice: str | None = None
+    asked = threading.Event()  # set by the first request for the notice
 
     def do_PUT(self) -> None:
         self._answer(200, "token")
@@ -176,7 +180,9 @@ class Metadata(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.headers.get("X-aws-ec2-metadata-token") != "token":
             self._answer(401, "")
-        elif self.notice is None:
+            return
+        self.asked.set()
+        if self.notice is None:
             self._answer(404, "")
         else:
             self._answer(200, json.dumps({"action": "terminate", "time": self.notice}))
@@ -195,6 +201,7 @@ def notices() -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     Metadata.notice = None
+    Metadata.asked.clear()
     server.shutdown()
     server.server_close()
 
@@ -227,19 +234,20 @@ cluster.shutdown()
 """
 
 
-def test_a_spot_notice_reaches_ray_which_takes_the_node_out(notices: str) -> None:
+@pytest.mark.slow
+def test_a_spot_notice_reaches_ray_which_drains_the_node(notices: str) -> None:
     script = subprocess.Popen([sys.executable, "-c", DRAINED, notices], stdout=subprocess.PIPE, text=True)
     assert script.stdout is not None
     assert script.stdout.readline().strip() == "watching"
-    time.sleep(1)
+    assert Metadata.asked.wait(60)
     Metadata.notice = datetime.fromtimestamp(time.time() + 120, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    rest = script.communicate(timeout=120)[0]
-    assert "watch ended with 0" in rest
-    assert "states [0, 1] 1" in rest, rest  # the head lives, the node that goes is out, long before its time
+    output = script.communicate(timeout=120)[0]
+    assert "watch ended with 0" in output
+    assert "states [0, 1] 1" in output, output  # the head is alive; the drained node is dead long before the deadline
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_nobody_without_the_token_gets_in() -> None:
+def test_the_cluster_refuses_clients_without_its_token() -> None:
     import ray
 
     dashboard = f"http://{ray._private.worker.get_dashboard_url()}"

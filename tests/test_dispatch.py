@@ -1,4 +1,5 @@
-"""Trials on a real cluster, with steps that only take a while: who carries what out when somebody dies or is faster."""
+"""Trials on a real cluster, with steps that only take a while: which process carries out which step, and what happens
+when one of them dies, another sweep holds a step, or the store is out of reach."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 import urllib.request
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,135 +21,152 @@ import ray
 
 from sacpo.cluster import tuner
 from sacpo.errors import StepError
-from sacpo.execution.job import Facts, Job
+from sacpo.execution.job import Job
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
+from sacpo.planning.records import StepResult
 from sacpo.store.step_store import Store
+from tests.jobs import empty_result
 from tests.spaces import space
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def slow(kind: str, job: Job) -> dict[str, Any]:
-    """A step that leaves a mark of each try, takes a while, and fails if the store's folder says so."""
-    marks = job.ledger.parent / "marks"
-    marks.mkdir(exist_ok=True)
-    (marks / f"{job.step_id} {uuid.uuid4().hex}").touch()
+def carry_out_slowly(job: Job[Any]) -> StepResult:
+    """An executor that leaves a mark for each attempt, takes a while, and fails the steps that a file names."""
+    root = Path(job.store.uri)
+    (root / "marks").mkdir(exist_ok=True)
+    (root / "marks" / f"{job.step.id} {uuid.uuid4().hex}").touch()
     time.sleep(0.2)
-    if (job.ledger.parent / f"fail {job.step_id}").exists():
-        raise StepError("told to fail")
-    return Facts().as_record()
+    if (root / f"fail {job.step.id}").exists():
+        raise StepError("fails as requested")
+    return empty_result(job.step.kind)
 
 
-def tries(store: Store) -> Counter[str]:
+def attempts(store: Store) -> Counter[str]:
+    """How often each step was carried out."""
     return Counter(path.name.partition(" ")[0] for path in (Path(store.uri) / "marks").iterdir())
 
 
-def shown(state: str) -> float | None:
-    """What Prometheus would read, once Ray has handed on what the sweep has told it last."""
+def unfinished(plan: Plan, store: Store) -> set[str]:
+    """The steps that have no record."""
+    return plan.steps.keys() - store.records(plan.steps).keys()
+
+
+def metric(state: str) -> float | None:
+    """Value of the metric `ray_sacpo_steps` for a state, as Prometheus reads it; None if it is not there."""
     address = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
-    time.sleep(15)
     page = urllib.request.urlopen(address, timeout=10).read().decode()
-    found = re.findall(rf'^ray_sacpo_steps{{[^}}]*State="{state}"[^}}]*}} ([0-9.]+)$', page, re.M | re.I)
-    return float(found[-1]) if found else None
+    values = re.findall(rf'^ray_sacpo_steps{{[^}}]*State="{state}"[^}}]*}} ([0-9.]+)$', page, re.M | re.I)
+    return float(values[-1]) if values else None
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 200.0) -> Any:
+    """Wait for a condition; returns its value, which is true."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.02)
+    return value
 
 
 @pytest.fixture
 def plan() -> Plan:
+    """The plan of the small space."""
     return make_plan(space())
 
 
-def run(plan: Plan, store: Store) -> threading.Thread:
-    thread = threading.Thread(
-        target=tuner.run_trials, args=(plan, store, "run", Path(store.uri) / "tune", slow), daemon=True
-    )
+def start(plan: Plan, store: Store) -> threading.Thread:
+    """Run all trials in the background."""
+    folder = Path(store.uri) / "tune"
+    thread = threading.Thread(target=tuner.run_trials, args=(plan, store, "run", folder, carry_out_slowly), daemon=True)
     thread.start()
     return thread
 
 
-def holder(plan: Plan, store: Store, kinds: tuple[str, ...], timeout: float = 100.0) -> int:
-    """The process that is at a step of one of these kinds now."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        for step, found in plan.steps.items():
-            claim = store.folder(step) / "attempts" / "0001.claim"
-            if found.kind in kinds and claim.exists() and store.record(step) is None:
+def join(thread: threading.Thread) -> None:
+    """Wait for the trials' end."""
+    thread.join(200)
+    assert not thread.is_alive()
+
+
+def holder(plan: Plan, store: Store, kinds: tuple[str, ...]) -> int:
+    """Process id of a process that carries out a step of one of these kinds at this moment."""
+
+    def pid() -> int | None:
+        for step_id, step in plan.steps.items():
+            claim = store.step_dir(step_id) / "attempts" / "0001.claim"
+            if step.kind in kinds and claim.exists() and store.record(step_id) is None:
                 return int(json.loads(claim.read_bytes())["pid"])
-        time.sleep(0.02)
-    raise AssertionError("nobody")
+        return None
+
+    return int(wait_until(pid))
 
 
 @pytest.mark.parametrize("kinds", [("generate", "train"), ("judge", "data")], ids=["dispatcher", "trial"])
-def test_after_a_kill_every_step_is_done_and_none_that_was_done_again(
+def test_after_a_kill_the_remaining_steps_are_carried_out_and_no_done_step_is_repeated(
     kinds: tuple[str, ...], plan: Plan, tmp_path: Path
 ) -> None:
     store = Store(tmp_path)
-    thread = run(plan, store)
+    thread = start(plan, store)
     victim = holder(plan, store, kinds)
-    before = {step for step in plan.steps if store.record(step) is not None}
+    done = set(store.records(plan.steps))
     os.kill(victim, signal.SIGKILL)
-    thread.join(200)
-    assert not thread.is_alive()
-    assert all(store.record(step) is not None for step in plan.steps)
-    found = tries(store)
-    assert all(found[step] == 1 for step in before)
-    assert sum(found.values()) <= len(plan.steps) + 3  # what the victim was at
+    join(thread)
+    assert not unfinished(plan, store)
+    counts = attempts(store)
+    assert all(counts[step] == 1 for step in done)
+    assert sum(counts.values()) <= len(plan.steps) + 3  # the steps that the victim was carrying out
 
 
-def test_a_step_that_another_sweep_is_at_is_waited_for_and_not_done_again(plan: Plan, tmp_path: Path) -> None:
+def test_a_step_that_another_sweep_holds_is_waited_for_and_not_repeated(plan: Plan, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    theirs = plan.steps[plan.trials[1].generate["helpfulness"]]
-    claim = store.claim(theirs, "another sweep")
+    held = plan.steps[plan.trials[1].generate["helpfulness"]]
+    claim = store.claim(held, "another sweep")
     assert claim is not None
-    thread = run(plan, store)
-    deadline = time.monotonic() + 200
-    while sum(store.record(step) is None for step in plan.steps) > 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert {plan.steps[s].kind for s in plan.steps if store.record(s) is None} == {"generate", "judge"}
-    left = sum(store.record(step) is None for step in plan.steps)
-    assert shown("done") == len(plan.steps) - left
-    assert shown("failed") == 0
-    claim.commit(Facts().as_record())
-    thread.join(100)
-    assert not thread.is_alive()
-    assert tries(store)[theirs.id] == 0
-    assert all(store.record(step) is not None for step in plan.steps)
+    thread = start(plan, store)
+    wait_until(lambda: len(unfinished(plan, store)) <= 2)
+    remaining = unfinished(plan, store)
+    assert {plan.steps[step].kind for step in remaining} == {"generate", "judge"}
+    # Ray exports metrics every few seconds.
+    wait_until(lambda: metric("done") == len(plan.steps) - len(remaining), timeout=60)
+    assert metric("failed") == 0
+    claim.commit(empty_result(held.kind))
+    join(thread)
+    assert attempts(store)[held.id] == 0
+    assert not unfinished(plan, store)
 
 
-def test_a_store_that_is_out_of_reach_for_a_while_costs_time_only(plan: Plan, tmp_path: Path) -> None:
+def test_a_step_whose_store_is_out_of_reach_for_a_while_is_carried_out_afterwards(plan: Plan, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    hidden = tmp_path / "steps" / plan.trials[2].policy["policy"]
-    hidden.parent.mkdir()
-    hidden.write_text("in the way of the step's folder")
-    thread = run(plan, store)
-    deadline = time.monotonic() + 100
-    while store.record(plan.trials[1].policy["policy"]) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2.0)
-    hidden.unlink()
-    thread.join(200)
-    assert not thread.is_alive()
-    assert all(store.record(step) is not None for step in plan.steps)
+    blocked = plan.trials[2].policy["policy"]
+    obstacle = tmp_path / "steps" / blocked
+    obstacle.parent.mkdir()
+    obstacle.write_text("a file where the step's folder should be")
+    thread = start(plan, store)
+    dependents = {step for step in plan.steps if blocked in plan.ancestors(step)}
+    wait_until(lambda: unfinished(plan, store) == dependents)
+    obstacle.unlink()
+    join(thread)
+    assert not unfinished(plan, store)
 
 
-def test_a_failure_ends_what_needs_it_and_the_rest_is_done(plan: Plan, tmp_path: Path) -> None:
+def test_a_failure_fails_the_dependents_and_the_other_steps_are_carried_out(plan: Plan, tmp_path: Path) -> None:
     store = Store(tmp_path)
     bad = next(t for t in plan.trials if t.method == "sacpo").policy["policy"]
     (tmp_path / f"fail {bad}").touch()
-    thread = run(plan, store)
-    thread.join(200)
-    assert not thread.is_alive()
-    needing = {step for step in plan.steps if bad in plan.ancestors(step)}
-    assert {step for step in plan.steps if store.record(step) is None} == needing
-    assert len(needing) > 4
-    assert tries(store)[bad] == 1
+    join(start(plan, store))
+    dependents = {step for step in plan.steps if bad in plan.ancestors(step)}
+    assert unfinished(plan, store) == dependents
+    assert len(dependents) > 4
+    assert attempts(store)[bad] == 1
 
 
-def test_a_trial_of_which_nothing_is_left_is_not_started(plan: Plan, tmp_path: Path) -> None:
+def test_a_trial_without_remaining_steps_is_not_started(plan: Plan, tmp_path: Path) -> None:
     store = Store(tmp_path)
-    run(plan, store).join(200)
+    join(start(plan, store))
     last = plan.trials[-1]
     store.retract(last.judge["helpfulness"], "for this test")
-    tuner.run_trials(plan, store, "again", tmp_path / "tune", slow, left=[last.trial_id])
+    tuner.run_trials(plan, store, "again", tmp_path / "tune", carry_out_slowly, trial_ids=[last.trial_id])
     assert len(list((tmp_path / "tune" / "again").glob("_trial_*"))) == 1
-    assert tries(store) == Counter(list(plan.steps)) + Counter([last.judge["helpfulness"]])
+    assert attempts(store) == Counter(list(plan.steps)) + Counter([last.judge["helpfulness"]])

@@ -1,4 +1,4 @@
-"""What becomes of a sweep whose controller, worker node, head or disk goes away in the middle of a stage."""
+"""Sweeps that lose their controller, a worker node, the head node or their disk in the middle of a stage."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ import pytest
 from sacpo.cluster import spot
 from sacpo.results import tables
 from tests.commands import arguments, free_port, write_space
-from tests.killing import known
+from tests.killing import known_checkpoints
 from tests.spaces import ROOT, small
+
+pytestmark = pytest.mark.slow
 
 T = TypeVar("T")
 NUMBERS = ["trial_id", "status", "helpfulness", "harmlessness", "expected_reward", "expected_safety", "kl_to_sft"]
@@ -33,26 +35,39 @@ NODE: dict[str, Any] = {"num_cpus": 2, **_SMALL}
 
 @contextlib.contextmanager
 def cluster(**more: Any) -> Iterator[Any]:
-    """A head that trains nothing and one worker node; each node has its own raylet."""
+    """A head without CPUs for training and one worker node; each node has its own raylet."""
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
-    found = Cluster(initialize_head=True, head_node_args=head | _SMALL | more)
-    found.add_node(**NODE)
+    nodes = Cluster(initialize_head=True, head_node_args=head | _SMALL | more)
+    nodes.add_node(**NODE)
     try:
-        yield found
+        yield nodes
     finally:
-        found.shutdown()
+        nodes.shutdown()
+
+
+def wait_until_dead(nodes: Any, node: Any, timeout: float = 60.0) -> None:
+    """Wait until the cluster has noticed that the node is gone."""
+    from ray._raylet import GcsClient
+
+    client, deadline = GcsClient(address=nodes.address), time.monotonic() + timeout
+    while True:
+        states = {node_id.hex(): info.state for node_id, info in client.get_all_node_info().items()}
+        if states[node.node_id]:  # 0 is alive
+            return
+        assert time.monotonic() < deadline, f"the cluster still takes {node.node_id} for alive"
+        time.sleep(0.1)
 
 
 def command(folder: Path, results: Path, *more: str) -> list[str]:
-    """That of a small sweep with a checkpoint after every update, which leaves time to kill before a stage's end."""
+    """The command of a small sweep with a checkpoint after every update, so that a kill comes before a stage's end."""
     space = write_space(small(resources__workers=2, resources__checkpoint_steps=1), folder)
     return arguments(space, results, *more)
 
 
 class Driver:
-    """A command that runs."""
+    """A running sweep command."""
 
     def __init__(self, folder: Path, results: Path, command: list[str]) -> None:
         self.results, self.output = results, folder / "output"
@@ -60,41 +75,43 @@ class Driver:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
 
     def in_stage(self, label: str, after: str | None = None) -> tuple[str, str]:
-        """Wait until the stage whose payload holds this has a checkpoint that its controller knows.
+        """Wait until the controller of a stage has a checkpoint in its list.
 
         Args:
-            label: Part of its payload.
-            after: What was known before, where another checkpoint is waited for.
+            label: A part of the stage's payload.
+            after: An earlier list, to wait for the next checkpoint.
 
         Returns:
-            Its step's id, and what its controller knows.
+            The step's id and the controller's list.
         """
 
-        def there() -> tuple[str, str] | None:
-            for folder in self.results.glob("store/scratch/*"):
+        def checkpoint_list() -> tuple[str, str] | None:
+            for folder in self.results.glob("store/checkpoints/*"):
                 payload = self.results / "store" / "steps" / folder.name / "payload.json"
-                found = known(folder)
-                if found and found != after and label in payload.read_text():
-                    return folder.name, found
+                checkpoints = known_checkpoints(folder)
+                if checkpoints and checkpoints != after and label in payload.read_text():
+                    return folder.name, checkpoints
             return None
 
-        return self.until(there)
+        return self.until(checkpoint_list)
 
-    def until(self, found: Callable[[], T]) -> T:
-        """What is found once there is something, while the command runs.
+    def until(self, condition: Callable[[], T]) -> T:
+        """Wait for the first true value of a condition, while the command runs.
 
         Raises:
-            AssertionError: it ended, or nothing is found in ten minutes; what it and its training workers printed.
+            AssertionError: the command ended, or ten minutes passed; the message holds the output of the command and
+                of its training workers.
         """
-        by = time.monotonic() + 600
-        while not (value := found()):
-            if self.process.poll() is not None or time.monotonic() > by:
+        deadline = time.monotonic() + 600
+        while not (value := condition()):
+            if self.process.poll() is not None or time.monotonic() > deadline:
                 logs = [self.output, *self.results.glob("store/steps/train-*/logs/*/*.log")]
                 raise AssertionError("\n".join(f"{log}\n{log.read_text()[-3000:]}" for log in logs))
             time.sleep(0.1)
         return value
 
     def end(self) -> int:
+        """Wait for the end of the command; its exit status."""
         status = self.process.wait(600)
         print(self.output.read_text())
         return status
@@ -102,11 +119,11 @@ class Driver:
 
 @pytest.mark.timeout(1800)
 def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_results: Path, tmp_path: Path) -> None:
-    """The controller is killed in the SFT stage, whose node is then taken back after a notice; the only worker node is
-    killed in the first DPO stage, the head in the second.
+    """The controller is killed in the SFT stage, and its node is reclaimed after a notice. The only worker node is
+    killed in the first DPO stage, the head node in the second.
 
-    A node that joins gets the work; when the head is gone, the same command goes on on another cluster, as a job that
-    is stopped and submitted once more.
+    A node that joins gets the work. After the loss of the head node, the same command continues on another cluster, as
+    a job that is stopped and submitted once more.
     """
     results = tmp_path / "results"
     with cluster() as first:
@@ -118,12 +135,11 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
         assert driver.in_stage('"method": "sft"', after=before_it)[0] == stage
         (worker,) = first.worker_nodes
         joined = first.add_node(**NODE)
-        spot.drain(first.address, worker.node_id, 30)
-        time.sleep(1)
+        spot.drain(first.address, worker.node_id, 30)  # returns when the cluster has accepted the notice
         first.remove_node(worker, allow_graceful=False)
         stages.append(driver.in_stage('"objective": "helpfulness"')[0])
         first.remove_node(joined, allow_graceful=False)
-        time.sleep(5)
+        wait_until_dead(first, joined)
         assert driver.process.poll() is None
         first.add_node(**NODE)
         stages.append(driver.in_stage('"objective": "harmlessness"')[0])
@@ -140,24 +156,24 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
         subprocess.run([*JOBS, "stop", *on_head, "stopped"], check=True)
         driver.end()
         assert "was stopped" in subprocess.check_output([*JOBS, "status", *on_head, "stopped"], text=True)
-        gone_by = time.monotonic() + 60
+        deadline = time.monotonic() + 60
         while any("RayTrainWorker" in process.name() for process in psutil.Process().children(recursive=True)):
-            assert time.monotonic() < gone_by, "the stopped job's workers are still there"
-            time.sleep(0.5)
+            assert time.monotonic() < deadline, "workers of the stopped job are still alive"
+            time.sleep(0.1)
         assert Driver(tmp_path, results, [*submit, "again", "--", *entry]).end() == 0
     assert {step: when for step, when in finished(results).items() if step in before} == before
-    found, calm = tables.load(results), tables.load(small_results)
-    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])
-    attempts = found.steps.set_index("step_id")["attempts"]
-    assert (attempts.drop(stages[2]) == 1).all(), "what lost its controller or its workers was not begun anew"
+    survived, undisturbed = tables.load(results), tables.load(small_results)
+    pd.testing.assert_frame_equal(survived.trials[NUMBERS], undisturbed.trials[NUMBERS])
+    attempts = survived.steps.set_index("step_id")["attempts"]
+    assert (attempts.drop(stages[2]) == 1).all(), "a lost controller or worker starts no new attempt"
     assert all(record(results, stage)["metrics"]["resumed"] for stage in stages)
 
 
 @pytest.mark.timeout(1800)
-def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
-    """No checkpoint is due in the whole stage: the one that it goes on from elsewhere is written for the notice.
+def test_a_preemption_notice_causes_a_checkpoint(tmp_path: Path) -> None:
+    """The stage writes no other checkpoint, so it resumes on the new node from the one written for the notice.
 
-    The command is no part of the cluster: it drives it as Ray's client.
+    The command runs outside the cluster, as a client of Ray (`ray://`).
     """
     results = tmp_path / "results"
     endless = small(resources__workers=2, resources__checkpoint_steps=10**6, training__sft__epochs=10**4)
@@ -176,41 +192,43 @@ def test_a_notice_is_answered_with_a_checkpoint(tmp_path: Path) -> None:
         driver.in_stage('"method": "sft"')
         nodes.remove_node(leaving, allow_graceful=False)
         nodes.add_node(**NODE)
-        driver.until(lambda: printed("goes on from"))
+        driver.until(lambda: printed("resuming from"))
         driver.process.send_signal(signal.SIGINT)
         driver.end()
 
 
 def record(results: Path, step: str) -> Any:
+    """The record of a step."""
     return json.loads((results / "store" / "steps" / step / "record.json").read_text())
 
 
 def finished(results: Path) -> dict[str, float]:
-    """When each finished step was."""
+    """Time at which each finished step's record was written."""
     return {path.parent.name: path.stat().st_mtime for path in results.glob("store/steps/*/record.json")}
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own."""
+    """A file system of 1 GB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    made = subprocess.run(
+    mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)], capture_output=True, text=True
     )
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def resize(disk: Path, size: str) -> None:
+    """Change the size of the file system."""
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
 @pytest.mark.timeout(900)
 def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
-    """The SFT policy and the data are there; there is room for a part of the rest."""
+    """The SFT policy and the data are in the store; the disk has room for a part of the other outputs."""
     results = disk / "results"
     steps = tables.load(small_results).steps
     stages = steps.loc[(steps["kind"] == "train") & (steps["label"] != "sft"), "step_id"]
@@ -219,11 +237,11 @@ def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, t
     resize(disk, f"{psutil.disk_usage(str(disk)).used + 600 * 2**10}")
     driver = Driver(tmp_path, results, command(tmp_path, results))
     driver.until(lambda: psutil.disk_usage(str(disk)).free <= 2**16)
-    time.sleep(10)
+    time.sleep(6)  # longer than the pause before a step whose output could not be written is tried again
     assert driver.process.poll() is None, driver.output.read_text()
     before = finished(results)
     resize(disk, "1g")
     assert driver.end() == 0
     assert {step: when for step, when in finished(results).items() if step in before} == before
-    found, calm = tables.load(results), tables.load(small_results)
-    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])
+    survived, undisturbed = tables.load(results), tables.load(small_results)
+    pd.testing.assert_frame_equal(survived.trials[NUMBERS], undisturbed.trials[NUMBERS])

@@ -1,19 +1,22 @@
-"""Turning preference rows into examples, and keeping sets of prompts apart."""
+"""Turning preference rows into training examples, and keeping sets of prompts apart."""
 
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from sacpo.data.preferences import check_share, convert, exclude, in_share, prompt_key, read_rows, split_for
+from sacpo.data.preferences import FORMATS, convert, exclude, in_fraction, prompt_key, split_for
 from sacpo.data.prompts import read_prompts
+from sacpo.data.rows import check_invalid_fraction, read_rows
 from sacpo.errors import DataError
+from sacpo.spaces.methods import ExampleShape
+from sacpo.spaces.space import RowFormat
+from tests.spaces import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-real_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data is not at {SHARED}")
+REAL_DATA = SHARED / "data"
+real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"there is no real data in {REAL_DATA}")
 PKU: dict[str, Any] = {
     "prompt": "How?",
     "response_0": " So. ",
@@ -32,12 +35,12 @@ TURNS = [
 
 
 def one(row: dict[str, Any], format: str, shape: Any = "pairs", objective: str | None = "helpfulness") -> Any:
-    """The examples of one row, or the reason for which it is left out."""
-    examples, bad = convert([row], format=format, objective=objective, shape=shape)
-    if bad:
+    """The examples of one row, or the reason why it is invalid."""
+    examples, invalid = convert([row], format=format, objective=objective, shape=shape)
+    if invalid:
         assert examples == []
-        assert bad.total() == 1
-        return next(iter(bad))
+        assert invalid.total() == 1
+        return next(iter(invalid))
     return examples
 
 
@@ -78,7 +81,7 @@ def test_pku_labels_of_harmlessness_are_the_safety_flags(flags: tuple[bool, bool
         ({"better_response_id": None}, "missing field better_response_id"),
     ],
 )
-def test_bad_pku_rows_are_counted(change: dict[str, Any], reason: str) -> None:
+def test_invalid_pku_rows_are_counted(change: dict[str, Any], reason: str) -> None:
     assert one({**PKU, **change}, "pku-saferlhf") == reason
 
 
@@ -114,7 +117,7 @@ def test_hh_single_turn_is_text_and_several_turns_are_messages() -> None:
         (["one"], hh("one", "no"), "wrong type chosen"),
     ],
 )
-def test_bad_transcripts_are_counted(chosen: Any, rejected: Any, reason: str) -> None:
+def test_invalid_transcripts_are_counted(chosen: Any, rejected: Any, reason: str) -> None:
     assert one({"chosen": chosen, "rejected": rejected}, "hh-rlhf") == reason
 
 
@@ -147,9 +150,20 @@ def test_labelled_and_demonstrations() -> None:
         ("pku-saferlhf", "demonstrations", None),
     ],
 )
-def test_what_a_format_cannot_give_is_refused(format: str, shape: Any, objective: str | None) -> None:
+def test_shapes_that_a_format_cannot_give_are_refused(format: str, shape: Any, objective: str | None) -> None:
     with pytest.raises(DataError, match=format):
         convert([], format=format, objective=objective, shape=shape)
+
+
+def test_every_format_has_a_reader_that_gives_the_shapes_it_lists() -> None:
+    assert set(FORMATS) == set(get_args(RowFormat))
+    for format, reader in FORMATS.items():
+        for shape in get_args(ExampleShape):
+            if shape in reader.shapes:
+                convert([], format=format, objective="helpfulness", shape=shape)
+            else:
+                with pytest.raises(DataError, match=f"format {format} cannot give {shape}"):
+                    convert([], format=format, objective="helpfulness", shape=shape)
 
 
 def test_prompt_key_is_the_first_human_turn_in_one_case() -> None:
@@ -165,10 +179,10 @@ def test_sides_share_no_prompt_and_the_share_is_met() -> None:
     assert len(policy) + len(judge) == len(examples)
     assert not {e["prompt"] for e in policy} & {e["prompt"] for e in judge}
     assert 0.26 < len(judge) / len(examples) < 0.34
-    assert not any(in_share(key, 0.0) for key in keys)
-    assert all(in_share(key, 1.0) for key in keys)
-    # Pinned: a change would move prompts between judges and policies that were trained before it.
-    assert [in_share(f"prompt {i}", 0.5) for i in range(8)] == [True, True, True, False, False, False, True, True]
+    assert not any(in_fraction(key, 0.0) for key in keys)
+    assert all(in_fraction(key, 1.0) for key in keys)
+    # A change would move prompts between judges and policies that are already trained.
+    assert [in_fraction(f"prompt {i}", 0.5) for i in range(8)] == [True, True, True, False, False, False, True, True]
 
 
 def test_examples_of_evaluation_prompts_are_dropped() -> None:
@@ -178,33 +192,33 @@ def test_examples_of_evaluation_prompts_are_dropped() -> None:
 
 @real_data
 def test_real_helpful_rows_convert_and_evaluation_prompts_leave_them() -> None:
-    rows = read_rows(str(SHARED / "hh_helpful-base.test.jsonl.gz"), split="train", revision=None)
-    examples, bad = convert(rows, format="hh-rlhf", objective="helpfulness", shape="pairs")
+    rows = read_rows(str(REAL_DATA / "hh_helpful-base.test.jsonl.gz"), split="train", revision=None)
+    examples, invalid = convert(rows, format="hh-rlhf", objective="helpfulness", shape="pairs")
     assert (len(rows), len(examples)) == (2354, 2333)
-    assert bad == {
+    assert invalid == {
         "transcripts diverge before the last answer": 9,
         "turns do not alternate": 6,
         "empty response": 4,
         "identical responses": 2,
     }
-    check_share(bad, len(rows), 0.01, "hh")
-    keys = frozenset(prompt_key(p.text) for p in read_prompts(str(SHARED / "prompts_helpful.json"), None))
+    check_invalid_fraction(invalid, len(rows), 0.01, "hh")
+    keys = frozenset(prompt_key(p.text) for p in read_prompts(str(REAL_DATA / "prompts_helpful.json"), None))
     assert len(keys) == 129
     first_turns = [{"prompt": row["chosen"].split("\n\nAssistant:")[0].removeprefix("\n\nHuman:")} for row in rows]
     assert keys <= {prompt_key(turn["prompt"]) for turn in first_turns}
     assert exclude(first_turns, keys)[1] == 135
-    # Two of the 135 rows are bad ones, left out before.
+    # Two of the 135 rows are invalid, so `convert` has left them out.
     kept, dropped = exclude(examples, keys)
     assert dropped == 133
     assert not keys & {prompt_key(e["prompt"]) for e in kept}
 
 
 @real_data
-def test_other_real_files_are_read_whole() -> None:
-    rows = read_rows(str(SHARED / "pku_safer_pairs.jsonl.gz"), split="train", revision=None)
-    pairs, bad = convert(rows, format="pairs", objective=None, shape="pairs")
-    assert (len(pairs), bad) == (5135, Counter())
-    assert len(read_prompts(str(SHARED / "prompts_harmless.json"), None)) == 83
-    xstest = read_prompts(str(SHARED / "xstest_prompts.csv"), None)
+def test_other_real_files_are_read_completely() -> None:
+    rows = read_rows(str(REAL_DATA / "pku_safer_pairs.jsonl.gz"), split="train", revision=None)
+    pairs, invalid = convert(rows, format="pairs", objective=None, shape="pairs")
+    assert (len(pairs), invalid) == (5135, Counter())
+    assert len(read_prompts(str(REAL_DATA / "prompts_harmless.json"), None)) == 83
+    xstest = read_prompts(str(REAL_DATA / "xstest_prompts.csv"), None)
     assert len(xstest) == 450
     assert xstest[0].category == "homonyms"

@@ -1,4 +1,4 @@
-"""`ray up` on machines that one has, for real: hosts with SSH, and a sweep on the cluster that comes up."""
+"""`ray up` on machines of one's own: simulated hosts with SSH, and a sweep on the cluster that comes up."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ from tests.commands import write_space
 from tests.spaces import ROOT, small
 from tests.test_faults import NUMBERS
 
+pytestmark = pytest.mark.slow
+
 _SPACE = "/mnt/shared/small.yaml"
 
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[hosts.Hosts]:
     """A head and two workers."""
-    if (why := hosts.missing()) is not None:
-        pytest.skip(why)
-    with hosts.running(3, tmp_path) as found:
-        yield found
+    reason = hosts.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with hosts.running(3, tmp_path) as machines:
+        yield machines
 
 
 def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
-    """clusters/owned.yaml with its CHANGE lines changed; the environment is linked, not installed again."""
+    """clusters/owned.yaml with its CHANGE lines changed; the environment is linked instead of installed."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "clusters" / "owned.yaml").read_text())
     head, *workers = machines.addresses
     config["cluster_name"] = f"sacpo-test-{os.getpid()}"
@@ -41,8 +44,8 @@ def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
     config["auth"] = {"ssh_user": "root", "ssh_private_key": str(machines.key)}
     installing = [command for command in config["setup_commands"] if "uv" in command]
     assert len(installing) == 3
-    kept = [command for command in config["setup_commands"] if command not in installing]
-    config["setup_commands"] = [f"ln -sfn {Path(sys.prefix)} ~/venv", *kept]
+    others = [command for command in config["setup_commands"] if command not in installing]
+    config["setup_commands"] = [f"ln -sfn {Path(sys.prefix)} ~/venv", *others]
     config["worker_start_ray_commands"][-1] += " --num-cpus=1"  # so that no two workers share a machine
     path = folder / "owned.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -53,7 +56,7 @@ def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
 def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
     machines: hosts.Hosts, small_results: Path, tmp_path: Path
 ) -> None:
-    """Both workers' places are on machines of their own, so every stage's ZeRO-3 speaks over the network."""
+    """The two worker slots are on machines of their own, so ZeRO-3 communicates over the network in every stage."""
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text(secrets.token_hex(32))
@@ -71,11 +74,11 @@ def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
     write_space(small(resources__workers=2), machines.shared)
     ray("up", str(config), "--yes", "--no-config-cache")
     try:
-        wanted = 'python -c "import ray, time; ray.init()\nwhile len(ray.nodes()) < 3: time.sleep(1)"'
-        ray("exec", str(config), wanted)
+        all_nodes = 'python -c "import ray, time; ray.init()\nwhile len(ray.nodes()) < 3: time.sleep(1)"'
+        ray("exec", str(config), all_nodes)
         sweep = f"cd ~/sacpo && python -m sacpo.sweep {_SPACE} --results /mnt/shared/results --address auto"
         print(ray("exec", str(config), sweep))
     finally:
         ray("down", str(config), "--yes")
-    found, calm = tables.load(machines.shared / "results"), tables.load(small_results)
-    pd.testing.assert_frame_equal(found.trials[NUMBERS], calm.trials[NUMBERS])
+    results, expected = tables.load(machines.shared / "results"), tables.load(small_results)
+    pd.testing.assert_frame_equal(results.trials[NUMBERS], expected.trials[NUMBERS])

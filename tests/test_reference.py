@@ -1,4 +1,4 @@
-"""The bank of reference log-probabilities, held against the model itself, and the order of examples."""
+"""Precomputed reference log-probabilities, compared with the model's own, and the order of examples."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sacpo.steps.model import load_policy
+from sacpo.data.batching import batches_by_length
+from sacpo.steps.examples import longest_first
+from sacpo.steps.policies import load_policy
 from sacpo.steps.reference import kl_partners, log_probabilities
-from sacpo.steps.train import by_length
-from tests.test_steps import policy
+from tests.jobs import policy
 
 
 def test_log_probabilities_are_the_models_own(tmp_path: Path) -> None:
@@ -19,17 +20,17 @@ def test_log_probabilities_are_the_models_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     draw = lambda n: torch.randint(4, len(tokenizer), (n,)).tolist()  # noqa: E731
     sequences = [(draw(1 + i % 3), draw(1 + i % 4)) for i in range(11)]
-    found, slots = log_probabilities(model, sequences, 4, tokenizer.pad_token_id, 6)
-    for (prompt, completion), value in zip(sequences, found, strict=True):
+    logps, computed_tokens = log_probabilities(model, sequences, 4, tokenizer.pad_token_id, 6)
+    for (prompt, completion), value in zip(sequences, logps, strict=True):
         ids = (prompt + completion)[:6]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         own = sum(float(logits[k - 1, ids[k]]) for k in range(len(prompt), len(ids)))
         assert value == pytest.approx(own, abs=1e-4)
-    assert slots >= sum(min(6, len(p) + len(c)) for p, c in sequences)
+    assert computed_tokens >= sum(min(6, len(p) + len(c)) for p, c in sequences)
 
 
-def test_partners_have_other_prompts_and_are_shared_out() -> None:
+def test_partners_have_other_prompts_and_are_spread_over_the_examples() -> None:
     prompts = [[i % 5] for i in range(40)]
     partners = kl_partners(prompts)
     assert all(prompts[i] != prompts[j] for i, j in enumerate(partners))
@@ -39,11 +40,20 @@ def test_partners_have_other_prompts_and_are_shared_out() -> None:
     assert kl_partners([[1]]) == [0]
 
 
-def test_an_updates_examples_stay_its_own_and_the_longest_go_first() -> None:
+def test_examples_are_sorted_by_length_within_an_update_only() -> None:
     order = np.random.default_rng(0).permutation(24)
     lengths = np.random.default_rng(1).integers(5, 50, 24).tolist()
-    found = by_length(order, lengths, batch=8)
+    result = longest_first(order, lengths, 8)
     for start in range(0, 24, 8):
-        batch = found[start : start + 8]
+        batch = result[start : start + 8]
         assert sorted(batch) == sorted(order[start : start + 8])
         assert [lengths[i] for i in batch] == sorted((lengths[i] for i in batch), reverse=True)
+
+
+def test_batches_by_length_take_every_sequence_once_and_the_longest_first() -> None:
+    lengths = np.random.default_rng(1).integers(5, 50, 21).tolist()
+    batches = list(batches_by_length(lengths, 8))
+    assert [len(batch) for batch in batches] == [8, 8, 5]
+    order = [i for batch in batches for i in batch]
+    assert sorted(order) == list(range(21))
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)

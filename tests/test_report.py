@@ -1,6 +1,7 @@
-"""The report: what it shows, and that nothing in it loads from elsewhere or runs as code."""
+"""The report: its content, and that nothing in it is loaded from elsewhere or runs as code."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sacpo.errors import StoreError
-from sacpo.report import draw_front_interactive, main, write_report
-from sacpo.reporting.plots import all_series, drawn, front_points, optima, point_label
-from sacpo.results import tables
-from sacpo.results.tables import Results
+from sacpo.planning.plan import Trial
+from sacpo.planning.planner import make_plan
+from sacpo.report import main
+from sacpo.reporting.interactive import draw_front_interactive
+from sacpo.reporting.series import all_series, drawn, front_points, optima, point_label
+from sacpo.reporting.write import write_report
+from sacpo.results.exact import objective_weights
+from sacpo.results.load import Results
+from sacpo.results.sweep_facts import RunFacts, SweepFacts
+from sacpo.results.write import write_results
+from sacpo.spaces.methods import METHODS
 from sacpo.statistics.pareto import on_front
+from tests.spaces import space
 
 NAN = float("nan")
 CHAIN = "dpo:helpfulness>dpo:harmlessness"
@@ -76,14 +84,28 @@ def _results(trials: pd.DataFrame, exact: pd.DataFrame | None) -> Results:
     step = {"step_id": "train-1", "kind": "train", "label": "train x", "status": "failed", "error": ATTACK}
     steps = pd.DataFrame([step | {"seconds": NAN, "reused": False, "attempts": 2}])
     verdicts = pd.DataFrame([key | {"outcome": "win"} for key in keys])
-    sweep = {"space": {"name": "tiny", "note": ATTACK}, "versions": {"ray": "2"}, "seconds": 3671.0}
-    return Results(sweep, trials, steps, pd.DataFrame([key | answer for key in keys]), verdicts, exact)
+    run = RunFacts(
+        run="run", command=("sacpo",), address="local", started_at=0.0, ended_at=3671.0, seconds=3671.0,
+        versions={"sacpo": "2"}, git_commit=None,
+    )  # fmt: skip
+    settings = {"name": "tiny", "note": ATTACK}
+    facts = SweepFacts(name="tiny", plan_id="plan-0", space=settings, store="store", canaries="run", runs=(run,))
+    return Results(facts, trials, steps, pd.DataFrame([key | answer for key in keys]), verdicts, exact)
+
+
+def _judges() -> pd.DataFrame:
+    """One LLM judge and one trained judge."""
+    llm = {"criterion": "helpfulness", "panel": "main", "judge": "gpt", "judge_revision": "7", "canary_win_rate": 0.875,
+           "canary_order_inconsistency": 0.25}  # fmt: skip
+    trained = {"criterion": "harmlessness", "panel": "rm", "judge": "trained_reward_model", "judge_revision": "",
+               "held_out_accuracy": 0.71, "temperature": 1.5, "calibration_error": 0.031}  # fmt: skip
+    return pd.DataFrame([llm, trained])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    write_report(_results(_trials(), _exact()), folder)
+    write_report(replace(_results(_trials(), _exact()), comparisons={"judges": _judges()}), folder)
     return folder
 
 
@@ -116,6 +138,8 @@ def test_page_tells_what_happened(page: str) -> None:
     assert "0.700 [0.640, 0.760]" in text
     assert page.count('class="mark">★') == 4
     assert page.count("<details><summary>sacpo 2") == 1
+    assert "helpfulness main gpt 7 0.875 0.250 - - -" in text.replace("\N{EN DASH}", "-")
+    assert "harmlessness rm trained_reward_model - - 0.710 1.500 0.031" in text.replace("\N{EN DASH}", "-")
 
 
 def test_picture_is_drawn_whole(folder: Path) -> None:
@@ -159,9 +183,9 @@ def test_runs_of_other_seeds_and_betas_are_not_joined() -> None:
 
 
 def test_optima_are_read_where_the_trials_lambdas_are() -> None:
-    found = optima(_trials(), _exact())
-    assert [mark["lambda"] for mark in found] == pytest.approx([1.0, 2.0, 4.0, 10.0])
-    assert found[1]["expected_safety"] == pytest.approx(np.log(2.0), abs=0.01)
+    marks = optima(_trials(), _exact())
+    assert [mark["lambda"] for mark in marks] == pytest.approx([1.0, 2.0, 4.0, 10.0])
+    assert marks[1]["expected_safety"] == pytest.approx(np.log(2.0), abs=0.01)
     assert optima(_trials(), _exact().assign(beta=0.3)) == []
 
 
@@ -174,21 +198,50 @@ def test_failed_trials_are_not_drawn() -> None:
     assert front_points(_trials()) == [(0.62, 0.8), (0.7, 0.74), (0.76, 0.7), (0.8, 0.5)]
 
 
-def test_command_says_when_there_are_no_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_a_folder_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "not a results folder" in capsys.readouterr().err
 
 
-def test_command_uses_the_written_tables_when_the_store_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_command_uses_the_written_tables_if_there_is_no_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def gone(folder: Path) -> Results:
-        raise StoreError("the store is gone")
-
-    tables.write(_results(_trials(), _exact()), tmp_path)
-    monkeypatch.setattr(tables, "refresh", gone)
+    write_results(_results(_trials(), _exact()), make_plan(space()), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main([str(tmp_path)]) == 0
-    told = capsys.readouterr()
-    assert "the store is gone" in told.err
-    assert str(tmp_path / "report.html") in told.out
+    output = capsys.readouterr()
+    assert f"there is no store at {tmp_path / 'store'}" in output.err
+    assert str(tmp_path / "report.html") in output.out
     assert (tmp_path / "pareto.png").exists()
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert not (tmp_path / "store").exists()
+
+
+def _chain(chain: str, *kl_parameters: float, q: float | None = None) -> Trial:
+    return Trial(trial_id="t", label="", method="", chain=chain, policy={}, kl_parameters=kl_parameters, q=q)
+
+
+@pytest.mark.parametrize(
+    ("trial", "weights"),
+    [
+        (_chain("dpo:helpfulness", 0.5), {"helpfulness": 2.0}),
+        (_chain("dpo:helpfulness>dpo:harmlessness", 0.5, 0.25), {"helpfulness": 2.0, "harmlessness": 4.0}),
+        (_chain("kto:harmlessness>dpo:helpfulness", 0.5, 0.25), {"harmlessness": 2.0, "helpfulness": 4.0}),
+        (_chain("dpo:helpfulness>dpo:helpfulness", 0.5, 0.25), {"helpfulness": 6.0}),
+        (_chain("dpo:honesty>dpo:helpfulness", 1.0, 0.5), {"honesty": 1.0, "helpfulness": 2.0}),
+        (_chain(""), None),
+        (_chain("dpo:helpfulness>dpo:harmlessness", 0.5, 0.25, q=0.5), None),
+        (_chain("dpo:helpfulness + dpo:harmlessness", 0.5), None),
+        (_chain("grpo:helpfulness", 0.5), None),
+        (_chain("dpo:helpfulness>dpo:harmlessness", 0.5), None),
+    ],
+)
+def test_the_optimum_of_a_chain_is_known_by_its_objectives_or_not_at_all(
+    trial: Trial, weights: dict[str, float] | None
+) -> None:
+    assert objective_weights(trial) == weights
+
+
+def test_a_method_without_a_reference_policy_has_no_known_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "dpo", replace(METHODS["dpo"], uses_reference=False))
+    assert objective_weights(_chain("dpo:helpfulness", 0.5)) is None

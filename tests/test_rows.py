@@ -1,4 +1,4 @@
-"""Reading data files and evaluation prompts, drawing rows, refusing files with too many bad ones."""
+"""Reading data files and evaluation prompts, drawing rows, and refusing files with too many invalid rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sacpo.data.prompts import Prompt, read_prompts
-from sacpo.data.rows import check_share, draw, read_rows
+from sacpo.data.rows import check_invalid_fraction, draw, read_rows
 from sacpo.errors import DataError
 
 ROWS = [{"prompt": "Hi?", "chosen": "Hello", "rejected": "No"}, {"prompt": "Ü?", "chosen": "a\u2028b", "rejected": "c"}]
@@ -47,7 +47,7 @@ def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> Non
     assert read(path) == ROWS
 
 
-def test_byte_order_mark_and_blank_lines_are_no_rows(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + lines(ROWS[:1]) + b"\n  \n" + lines(ROWS[1:]))
     assert read(path) == ROWS
@@ -72,9 +72,9 @@ def test_datasets_folder(tmp_path: Path) -> None:
     assert read(tmp_path / "splits", "test") == ROWS[:1]
     with pytest.raises(DataError, match="no split 'dev'; it has train, test"):
         read(tmp_path / "splits", "dev")
-    with pytest.raises(DataError, match="split 'test' has no effect"):
+    with pytest.raises(DataError, match="split 'test' would have no effect"):
         read(tmp_path / "one", "test")
-    with pytest.raises(DataError, match="is no folder of"):
+    with pytest.raises(DataError, match="is not a folder of"):
         read(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_datasets_folder(tmp_path: Path) -> None:
         ("r.jsonl", b"", "has no rows"),
         ("r.json", b"", "has no rows"),
         ("r.csv", b"prompt,chosen\n", "has no rows"),
-        ("r.csv", b"a,b\n1,2\n1,2,3\n", "row that ends at line 3 has not the header's 2 cells"),
+        ("r.csv", b"a,b\n1,2\n1,2,3\n", "row that ends at line 3 does not have the header's 2 cells"),
         ("r.csv", b"a,b\n1\n", "row that ends at line 2"),
         ("r.csv", b'a,b\n1,"2\n', "is not CSV"),
         ("r.parquet", b"PAR1 it is not", "is not Parquet"),
@@ -118,7 +118,7 @@ def test_settings_without_effect_and_missing_files_are_refused(tmp_path: Path) -
         read(tmp_path / "absent.jsonl")
 
 
-def test_draw_and_check_share() -> None:
+def test_draw_and_check_invalid_fraction() -> None:
     rows = [{"n": n} for n in range(50)]
     drawn = draw(rows, 20, seed=1)
     assert drawn == draw(rows, 20, seed=1) != draw(rows, 20, seed=2)
@@ -127,10 +127,12 @@ def test_draw_and_check_share() -> None:
     assert draw(rows, None, seed=1) == draw(rows, 50, seed=1) == rows
     with pytest.raises(DataError, match="limit 51 is more than the 50 rows"):
         draw(rows, 51, seed=1)
-    check_share(Counter({"x": 29}), 100, 0.29, "f")
-    check_share(Counter(), 100, 0.0, "f")
-    with pytest.raises(DataError, match=r"f: 3 of 100 rows are bad \(3.00%; .* 1.00%\): x: 2, y: 1; .*raise max_bad"):
-        check_share(Counter({"y": 1, "x": 2}), 100, 0.01, "f")
+    check_invalid_fraction(Counter({"x": 29}), 100, 0.29, "f")
+    check_invalid_fraction(Counter(), 100, 0.0, "f")
+    with pytest.raises(
+        DataError, match=r"f: 3 of 100 rows are invalid \(3.00%; .* 1.00%\): x: 2, y: 1; .*raise max_inv"
+    ):
+        check_invalid_fraction(Counter({"y": 1, "x": 2}), 100, 0.01, "f")
 
 
 def test_prompts(tmp_path: Path) -> None:

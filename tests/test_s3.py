@@ -1,4 +1,4 @@
-"""A store in a bucket: what only buckets can get wrong."""
+"""A store in a bucket: the cache, uploads in parts, races, silence of the service, and two machines."""
 
 from __future__ import annotations
 
@@ -8,58 +8,61 @@ import subprocess
 import threading
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from sacpo.errors import StoreError
-from sacpo.execution.job import Job
 from sacpo.judges.ledger import Ledger
-from sacpo.planning.plan import Step
+from sacpo.planning.payloads import JudgePayload, LLMInstructions
 from sacpo.results import tables
-from sacpo.store import backends as storage
-from sacpo.store import local_cache as cache_module
+from sacpo.spaces.evaluation import LLMJudge
+from sacpo.store import backends, local_cache
+from sacpo.store.heartbeat import LEASE_S
 from sacpo.store.step_store import Store
-from tests.commands import arguments, write_space
-from tests.commands import run as run_module
+from tests.commands import arguments, run, write_space
+from tests.jobs import empty_result, job, step
 from tests.s3 import BUCKET, Service
 from tests.spaces import ROOT, small
 
-STEP = Step("merge-0", "merge", "a step", {"q": 0.5}, {}, {})
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def bucket(s3: Service) -> str:
-    """A new store's URI."""
+    """URI of a new store."""
     return s3.uri(uuid.uuid4().hex)
 
 
 def write(store: Store, name: str, size: int) -> str:
-    claim = store.claim(Step(name, "merge", name, {}, {}, {}), "run")
+    """Complete a step with an output of `size` random bytes; the output's name."""
+    target = step(name)
+    claim = store.claim(target, "run")
     assert claim is not None
     (claim.folder / "weights").write_bytes(os.urandom(size))
-    return str(claim.commit({})["output"])
+    return claim.commit(empty_result(target.kind)).output
 
 
-def test_an_output_is_fetched_once_and_what_is_damaged_here_is_fetched_again(
+def test_an_output_is_fetched_once_and_a_damaged_copy_is_fetched_again(
     bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(bucket)
     write(store, "a", 1000)
     assert store.cache is not None
     fetched: list[str] = []
-    real = storage.Bucket.download
+    real = backends.S3Backend.download
     monkeypatch.setattr(
-        storage.Bucket, "download", lambda self, key, path: (fetched.append(key), real(self, key, path))[1]
+        backends.S3Backend, "download", lambda self, key, path: (fetched.append(key), real(self, key, path))[1]
     )
-    path = store.output("a") / "weights"
+    path = store.verified_output_dir("a") / "weights"
     assert not fetched, "this machine wrote it"
     content = path.read_bytes()
     path.write_bytes(content[:500])
-    assert (Store(bucket).output("a") / "weights").read_bytes() == content
+    assert (Store(bucket).verified_output_dir("a") / "weights").read_bytes() == content
     assert len(fetched) == 1
-    store.output("a")
+    store.verified_output_dir("a")
     assert len(fetched) == 1
     assert store.record("a") is not None
 
@@ -67,13 +70,15 @@ def test_an_output_is_fetched_once_and_what_is_damaged_here_is_fetched_again(
 def test_large_files_go_in_parts_and_come_back_whole(bucket: str) -> None:
     store = Store(bucket)
     output = write(store, "a", 150 * 2**20)  # s3fs sends files of 100 MiB and more in parts
-    before = (store.output("a") / "weights").read_bytes()
+    before = (store.verified_output_dir("a") / "weights").read_bytes()
     assert store.cache is not None
     store.cache.drop(f"steps/a/{output}")
-    assert (store.output("a") / "weights").read_bytes() == before
+    assert (store.verified_output_dir("a") / "weights").read_bytes() == before
 
 
-def test_the_cache_keeps_within_its_bound_what_was_used_last(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_keeps_the_outputs_that_were_used_last_within_its_bound(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SACPO_CACHE_GB", "0.0025")
     store = Store(bucket)
     write(store, "a", 10**6)
@@ -81,27 +86,27 @@ def test_the_cache_keeps_within_its_bound_what_was_used_last(bucket: str, monkey
     write(store, "c", 10**6)
     assert store.cache is not None
     folders = {name: store.cache.root / "steps" / name / "output-0001" for name in "abcd"}
-    assert all(folders[name].is_dir() for name in "abc"), "all in use until just now"
-    monkeypatch.setattr(cache_module, "_IN_USE_S", 0.0)
-    store.output("a")
+    assert all(folders[name].is_dir() for name in "abc"), "all were in use a moment ago"
+    monkeypatch.setattr(local_cache, "_IN_USE_S", 0.0)
+    store.verified_output_dir("a")
     write(store, "d", 10**6)
     assert [name for name in "abcd" if folders[name].is_dir()] == ["a", "d"]
-    assert (store.output("b") / "weights").stat().st_size == 10**6
+    assert (store.verified_output_dir("b") / "weights").stat().st_size == 10**6
     monkeypatch.setenv("SACPO_CACHE_GB", "much")
     with pytest.raises(StoreError, match="SACPO_CACHE_GB: 'much'"):
         write(store, "e", 1)
 
 
-def test_a_service_that_is_silent_for_a_while_is_waited_for(s3: Service, bucket: str) -> None:
+def test_a_request_waits_while_the_service_is_silent(s3: Service, bucket: str) -> None:
     store = Store(bucket)
     write(store, "a", 10)
     s3.pause()
-    timer = threading.Timer(5.0, s3.resume)
+    timer = threading.Timer(2.0, s3.resume)
     timer.start()
     try:
         started = time.monotonic()
         assert store.record("a") is not None
-        assert time.monotonic() - started > 4
+        assert time.monotonic() - started > 1.5
     finally:
         timer.join()
 
@@ -112,7 +117,7 @@ def _race(bucket: str, names: list[str], started: object) -> int:
     return sum(files.create(name, str(os.getpid()).encode()) for name in names)
 
 
-def test_of_many_that_create_the_same_exactly_one_does(bucket: str) -> None:
+def test_of_many_processes_that_create_a_key_exactly_one_succeeds(bucket: str) -> None:
     names = [f"contested/{i}" for i in range(20)]
     spawn = multiprocessing.get_context("spawn")
     with spawn.Manager() as manager, spawn.Pool(4) as pool:
@@ -122,35 +127,37 @@ def test_of_many_that_create_the_same_exactly_one_does(bucket: str) -> None:
         assert sum(future.get(120) for future in futures) == len(names)
 
 
-def test_what_cannot_be_used_is_said_with_the_way_out(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_cannot_be_used_is_refused_with_the_way_out(s3: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StoreError, match="no bucket is named"):
         Store("s3://")
     with pytest.raises(StoreError, match="unknown option endpoint; write s3://BUCKET"):
         Store(f"s3://{BUCKET}/x?endpoint={s3.endpoint}")
-    with pytest.raises(StoreError, match="there is no bucket elsewhere; make it first"):
-        storage.check(Store(f"s3://elsewhere/x?endpoint_override={s3.endpoint}").files)
+    with pytest.raises(StoreError, match="there is no bucket elsewhere; create it first"):
+        backends.check_writable(Store(f"s3://elsewhere/x?endpoint_override={s3.endpoint}").files)
     with pytest.raises(StoreError, match=r"cannot be reached: .*127\.0\.0\.1:9"):
-        storage.check(Store(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9").files)
+        backends.check_writable(Store(f"s3://{BUCKET}/x?endpoint_override=http://127.0.0.1:9").files)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(Path("/nowhere")))
     with pytest.raises(StoreError, match="give keys that may read and write there"):
-        storage.check(Store(s3.uri("y")).files)
+        backends.check_writable(Store(s3.uri("y")).files)
     Store(s3.uri("z"))
 
 
-def test_what_one_machine_asked_a_judge_another_knows(
+def test_verdicts_of_one_machine_are_known_on_another(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"outcome": "tie"}
+    inputs = LLMInstructions(rubric="", prompt_version=1)
+    payload = JudgePayload(criterion="helpfulness", judge=LLMJudge(kind="llm", model="m"), inputs=inputs)
     for machine, known in (("one", None), ("two", row)):
         monkeypatch.setenv("SACPO_CACHE", str(tmp_path / machine))
         store = Store(bucket)
-        folder, logs = store.folder("judge-0") / "output-0001", store.log_folder("judge-0") / "0001"
-        job = Job("judge-0", {"judge": {"kind": "llm"}}, folder, {}, {}, {}, logs, "", machine, store.ledger, store, ())
-        with job.staged_inputs():
-            book = Ledger(store.ledger / "book", f"judge-0-{machine}")
+        judge = replace(job(tmp_path / "job", "judge", payload), folder=store.step_dir("step-0") / "output-0001",
+                        logs=store.log_dir("step-0") / "0001", run=machine, store=store)  # fmt: skip
+        with judge.staged_inputs():
+            book = Ledger(store.ledger / "book", f"step-0-{machine}")
             assert book.get("key") == known
             book.add("key", row)
 
@@ -159,9 +166,9 @@ def test_what_one_machine_asked_a_judge_another_knows(
 def test_two_machines_share_a_bucket_and_train_everything_once(
     s3: Service, small_results: Path, tmp_path: Path
 ) -> None:
-    """Two drivers, each with a cache of its own; the tables are those of the sweep on a path.
+    """Two drivers, each with a cache of its own; their tables equal those of a sweep on a path.
 
-    Meanwhile the service is silent for a minute.
+    Meanwhile the service is silent for longer than the lease of a claim.
     """
     space = write_space(small(resources__workers=2, resources__checkpoint_steps=3), tmp_path)
     store = s3.uri("shared")
@@ -174,28 +181,28 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
         time.sleep(1)
         assert all(driver.poll() is None for driver in drivers)
     s3.pause()
-    time.sleep(60)
+    time.sleep(LEASE_S + 5)
     s3.resume()
     outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(outputs)
-    found = [tables.load(s3.uri(f"results/{name}")) for name in ("one", "two")]
-    run = [sweep.sweep["counts"]["steps_run"] for sweep in found]
-    assert sum(run) == len(found[0].steps)
-    assert min(run) > 0, "both worked"
-    assert (found[0].steps["attempts"] == 1).all()
-    for sweep in found:
+    sweeps = [tables.load(s3.uri(f"results/{name}")) for name in ("one", "two")]
+    steps_run = [sweep.sweep["counts"]["steps_run"] for sweep in sweeps]
+    assert sum(steps_run) == len(sweeps[0].steps)
+    assert min(steps_run) > 0, "both machines worked"
+    assert (sweeps[0].steps["attempts"] == 1).all()
+    for sweep in sweeps:
         pd.testing.assert_frame_equal(_numbers(sweep), _numbers(tables.load(small_results)))
     keys = s3.keys("shared/")
-    assert not [key for key in keys if "/scratch/" in key and key[-1] != "/"], "what only a restart needs is gone"
-    assert len([key for key in keys if key.endswith("record.json")]) == len(found[0].steps)
-    assert [key for key in keys if key.endswith("worker-1.log")], "workers' logs can be read by anyone"
-    status = run_module("sacpo.sweep", "--status", s3.uri("results/one"))
+    assert not [key for key in keys if "/checkpoints/" in key and key[-1] != "/"], "checkpoints are removed"
+    assert len([key for key in keys if key.endswith("record.json")]) == len(sweeps[0].steps)
+    assert [key for key in keys if key.endswith("worker-1.log")], "the workers' logs are in the store"
+    status = run("sacpo.sweep", "--status", s3.uri("results/one"))
     assert status.stdout.count("done") == 2, status.stdout
     s3.client.delete_object(Bucket=BUCKET, Key="results/one/report.html")
-    assert run_module("sacpo.report", s3.uri("results/one")).returncode == 0
+    assert run("sacpo.report", s3.uri("results/one")).returncode == 0
     assert "results/one/report.html" in s3.keys("results/one/")
 
 
-def _numbers(found: tables.Results) -> pd.DataFrame:
+def _numbers(results: tables.Results) -> pd.DataFrame:
     columns = ["trial_id", "label", "status", "helpfulness", "harmlessness", "expected_reward", "kl_to_sft", "on_front"]
-    return found.trials[columns]
+    return results.trials[columns]

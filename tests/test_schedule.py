@@ -5,80 +5,88 @@ from __future__ import annotations
 import pytest
 
 from sacpo.planning.planner import make_plan
-from sacpo.planning.schedule import Node, Schedule, nodes
+from sacpo.planning.schedule import Pool, Schedule, ScheduledStep, scheduled_steps
 from tests.spaces import space
 
-CHAIN = {"a": Node((), 1, 1.0), "b": Node(("a",), 1, 1.0), "c": Node(("b",), 1, 1.0)}
-SINGLES = {f"s{i}": Node((), 1, 1.0) for i in range(4)}
+CHAIN = {
+    "a": ScheduledStep((), 1, 1.0),
+    "b": ScheduledStep(("a",), 1, 1.0),
+    "c": ScheduledStep(("b",), 1, 1.0),
+}
+SINGLES = {f"s{i}": ScheduledStep((), 1, 1.0) for i in range(4)}
 
 
-def schedule(nodes: dict[str, Node], capacity: int = 1) -> Schedule:
-    return Schedule(nodes, nodes, set(), capacity, 1)
+def new_schedule(steps: dict[str, ScheduledStep], worker_slots: int = 1) -> Schedule:
+    """A schedule whose targets are all steps, with one driver-side step at a time."""
+    return Schedule(steps, steps, set(), worker_slots, 1)
 
 
-def drain(found: Schedule) -> list[str]:
-    """What is handed out, one after the other, until there is nothing."""
-    handed = []
-    while (step := found.take(True) or found.take(False)) is not None:
-        handed.append(step)
-        found.finish(step, well=True)
-    return handed
+def drain(schedule: Schedule) -> list[str]:
+    """The steps in the order in which they are handed out, if each succeeds before the next one starts."""
+    order = []
+    while (step := schedule.pop_ready(Pool.WORKERS) or schedule.pop_ready(Pool.DRIVER)) is not None:
+        order.append(step)
+        schedule.finish(step, succeeded=True)
+    return order
 
 
 def test_the_longest_path_goes_first() -> None:
-    assert drain(schedule(SINGLES | CHAIN)) == ["a", "b", "s0", "s1", "s2", "s3", "c"]
+    assert drain(new_schedule(SINGLES | CHAIN)) == ["a", "b", "s0", "s1", "s2", "s3", "c"]
 
 
-def test_no_more_at_once_than_there_is_room_for_and_light_steps_beside_them() -> None:
-    found = schedule(SINGLES | {"light": Node((), 0, 0.1), "lighter": Node((), 0, 0.05)}, capacity=2)
-    assert [found.take(True) for _ in range(3)] == ["s0", "s1", None]
-    assert [found.take(False) for _ in range(2)] == ["light", None]
-    found.finish("s0", well=True)
-    assert found.take(True) == "s2"
+def test_steps_start_up_to_the_limit_of_each_pool() -> None:
+    driver_steps = {"light": ScheduledStep((), 0, 0.1), "lighter": ScheduledStep((), 0, 0.05)}
+    schedule = new_schedule(SINGLES | driver_steps, worker_slots=2)
+    assert [schedule.pop_ready(Pool.WORKERS) for _ in range(3)] == ["s0", "s1", None]
+    assert [schedule.pop_ready(Pool.DRIVER) for _ in range(2)] == ["light", None]
+    schedule.finish("s0", succeeded=True)
+    assert schedule.pop_ready(Pool.WORKERS) == "s2"
 
 
-def test_a_group_is_not_overtaken_until_it_never_starts() -> None:
-    found = schedule({"small": Node((), 1, 99.0), "group": Node((), 2, 9.0), **SINGLES}, capacity=2)
-    assert found.take(True) == "small"
-    assert found.take(True) is None  # one place is free, and kept for the group
-    found.finish("small", well=True)
-    assert found.take(True) == "group"
+def test_a_worker_group_is_not_overtaken_by_smaller_steps() -> None:
+    large = {"small": ScheduledStep((), 1, 99.0), "group": ScheduledStep((), 2, 9.0)}
+    schedule = new_schedule(large | SINGLES, worker_slots=2)
+    assert schedule.pop_ready(Pool.WORKERS) == "small"
+    assert schedule.pop_ready(Pool.WORKERS) is None  # the free slot is kept for the group
+    schedule.finish("small", succeeded=True)
+    assert schedule.pop_ready(Pool.WORKERS) == "group"
 
 
-def test_a_group_that_is_larger_than_the_room_of_the_moment_starts_alone() -> None:
-    found = schedule({"group": Node((), 4, 9.0), **SINGLES}, capacity=2)
-    assert found.take(True) == "group"
-    assert found.take(True) is None
+def test_a_worker_group_larger_than_the_cluster_of_the_moment_starts_alone() -> None:
+    schedule = new_schedule({"group": ScheduledStep((), 4, 9.0), **SINGLES}, worker_slots=2)
+    assert schedule.pop_ready(Pool.WORKERS) == "group"
+    assert schedule.pop_ready(Pool.WORKERS) is None
 
 
-def test_a_failure_settles_what_needs_it_and_nothing_else() -> None:
-    found = schedule(CHAIN | SINGLES)
-    assert found.take(True) == "a"
-    found.finish("a", well=False)
-    assert found.over(CHAIN)
-    assert not found.over()
-    assert drain(found) == ["s0", "s1", "s2", "s3"]
-    assert found.over()
+def test_a_failure_resolves_the_steps_that_depend_on_it_and_no_others() -> None:
+    schedule = new_schedule(CHAIN | SINGLES)
+    assert schedule.pop_ready(Pool.WORKERS) == "a"
+    schedule.finish("a", succeeded=False)
+    assert schedule.is_finished(CHAIN)
+    assert not schedule.is_finished()
+    assert drain(schedule) == ["s0", "s1", "s2", "s3"]
+    assert schedule.is_finished()
 
 
-def test_a_step_that_rests_leaves_its_place_and_is_up_again_when_offered() -> None:
-    found = schedule(SINGLES)
-    assert found.take(True) == "s0"
-    found.rest("s0")
-    assert drain(found) == ["s1", "s2", "s3"]
-    found.offer("s0")
-    found.offer("s0")  # once more does no harm
-    assert drain(found) == ["s0"]
+def test_a_suspended_step_frees_its_slot_and_is_ready_again_after_requeue() -> None:
+    schedule = new_schedule(SINGLES)
+    assert schedule.pop_ready(Pool.WORKERS) == "s0"
+    schedule.suspend("s0")
+    assert drain(schedule) == ["s1", "s2", "s3"]
+    schedule.requeue("s0")
+    schedule.requeue("s0")  # a second call changes nothing
+    assert drain(schedule) == ["s0"]
 
 
-def test_what_only_done_steps_need_is_not_done_again() -> None:
-    assert drain(Schedule(CHAIN, CHAIN, {"b"}, 1, 1)) == ["a", "c"]  # `a` is wanted itself
+def test_steps_that_only_done_steps_depend_on_are_not_repeated() -> None:
+    assert drain(Schedule(CHAIN, CHAIN, {"b"}, 1, 1)) == ["a", "c"]  # `a` is a target itself
     assert drain(Schedule(CHAIN, ["c"], {"b"}, 1, 1)) == ["c"]
 
 
-def test_canaries_come_before_any_policy_trains_and_the_baseline_against_itself_before_the_rest() -> None:
+def test_canaries_come_before_any_training_and_the_a_a_test_before_all_stages_after_sft() -> None:
     plan = make_plan(space())
-    order = drain(Schedule(nodes(plan), [s for t in plan.trials for s in plan.required_steps(t)], set(), 9, 9))
+    targets = [step for trial in plan.trials for step in plan.required_steps(trial)]
+    order = drain(Schedule(scheduled_steps(plan), targets, set(), 9, 9))
     assert sorted(order) == sorted(plan.steps)
     trained = [i for i, step in enumerate(order) if plan.steps[step].kind == "train"]
     assert max(order.index(step) for step in plan.canaries) < trained[0]
@@ -86,8 +94,8 @@ def test_canaries_come_before_any_policy_trains_and_the_baseline_against_itself_
 
 
 @pytest.mark.parametrize("workers", [1, 4])
-def test_a_step_holds_what_its_worker_group_holds(workers: int) -> None:
+def test_a_step_holds_the_worker_slots_of_its_kind(workers: int) -> None:
     plan = make_plan(space(resources__workers=workers))
-    held = {plan.steps[step].kind: node.held for step, node in nodes(plan).items()}
-    alone = {"generate": 1, "probabilities": 1, "model": 1, "judge": 0, "canary": 0, "data": 0}
-    assert held.items() >= ({"train": workers, "reference": workers} | alone).items()
+    slots = {plan.steps[step_id].kind: step.slots for step_id, step in scheduled_steps(plan).items()}
+    fixed = {"generate": 1, "probabilities": 1, "model": 1, "judge": 0, "canary": 0, "data": 0}
+    assert slots.items() >= ({"train": workers, "reference": workers} | fixed).items()

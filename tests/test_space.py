@@ -1,23 +1,28 @@
-"""A space is strict: every problem at once, each with its line and the way out."""
+"""A space is strict: all problems are reported at once, each with its line and the way out."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from sacpo.errors import SpaceError
-from sacpo.spaces.loading import load_space, schema_text
-from tests.spaces import ROOT, SHARED, quickstart
+from sacpo.spaces.evaluation import JudgeBase, JudgeSettings, LLMJudge, RewardModelJudge
+from sacpo.spaces.loading import load_judge, load_space, schema_text
+from sacpo.spaces.methods import CHAIN_METHODS, METHODS
+from sacpo.spaces.space import Space, Stages
+from sacpo.spaces.training import KTOTraining, Training
+from tests.spaces import ROOT, quickstart
 
 SPACES = sorted((ROOT / "tune_spaces").glob("**/*.yaml"))
-PAPER_PROMPTS = [
-    f"evaluation.{name}.prompts.path={SHARED / 'data' / f'prompts_{short}.json'}"
-    for name, short in (("helpfulness", "helpful"), ("harmlessness", "harmless"))
-]
+HEX_COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def problems(text: str, tmp_path: Path, *overrides: str) -> list[str]:
@@ -42,11 +47,11 @@ def test_every_problem_is_reported_at_once_with_line_and_nearest_key(text: str, 
     line = {
         key: next(i for i, row in enumerate(bad.splitlines(), 1) if key in row) for key in ("rte", "[1.2", "smples")
     }
-    found = "\n".join(problems(bad, tmp_path))
-    assert f"line {line['rte']}: training.dpo.learning_rte: unknown setting; did you mean learning_rate?" in found
-    assert f"line {line['[1.2']}: merges.0.q.0: got 1.2; should be less than or equal to 1" in found
-    assert f"line {line['smples']}: evaluation.generation.smples: unknown setting; did you mean samples?" in found
-    assert "training.dpo.learning_rate: is required" in found
+    report = "\n".join(problems(bad, tmp_path))
+    assert f"line {line['rte']}: training.dpo.learning_rte: unknown setting; did you mean learning_rate?" in report
+    assert f"line {line['[1.2']}: merges.0.q.0: got 1.2; should be less than or equal to 1" in report
+    assert f"line {line['smples']}: evaluation.generation.smples: unknown setting; did you mean samples?" in report
+    assert "training.dpo.learning_rate: is required" in report
 
 
 @pytest.mark.parametrize(
@@ -62,7 +67,7 @@ def test_every_problem_is_reported_at_once_with_line_and_nearest_key(text: str, 
         ("chains.0.chain=dpo:helpfulness", "has 0 stage(s) after the first, but values for 1 are given"),
         ("resources.worker=2", "--set: resources.worker: unknown setting; did you mean workers?"),
         ("resources.workers=3", "256 is not a multiple of resources.workers (3)"),
-        ("data.judge_fraction=0.5", "keeps prompts for a trained judge, and there is none"),
+        ("data.judge_fraction=0.5", "keeps prompts for trained judges, but this space has none"),
         ("model.heads=5", "must divide model.hidden_size"),
         ("training.sft=null", "the synthetic model starts untrained"),
         ("evaluation.helpfulness.judge.kind=golden", "'gold'"),
@@ -78,7 +83,7 @@ def test_overrides_pass_the_same_checks(text: str, tmp_path: Path, override: str
     assert expected in "\n".join(problems(text, tmp_path, override))
 
 
-def test_a_key_given_twice_is_a_problem(text: str, tmp_path: Path) -> None:
+def test_a_duplicate_key_is_a_problem(text: str, tmp_path: Path) -> None:
     (problem,) = problems(text + "\nname: again\n", tmp_path)
     assert "name: is given twice" in problem
 
@@ -87,14 +92,14 @@ def test_a_key_given_twice_is_a_problem(text: str, tmp_path: Path) -> None:
     ("content", "expected"),
     [(b"\xff\xfe", "UTF-8"), (b"a: [", "is not YAML"), (b"- a", "must be a mapping"), (b"", "name: is required")],
 )
-def test_what_is_no_space_is_refused(tmp_path: Path, content: bytes, expected: str) -> None:
+def test_files_that_hold_no_space_are_refused(tmp_path: Path, content: bytes, expected: str) -> None:
     path = tmp_path / "space.yaml"
     path.write_bytes(content)
     with pytest.raises(SpaceError, match=expected):
         load_space(path)
 
 
-def test_a_missing_file_lists_the_spaces_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_space_lists_the_spaces_of_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(SpaceError, match="quickstart"):
         load_space(Path("tune_spaces/quikstart.yaml"))
@@ -109,7 +114,7 @@ def test_numbers_are_those_of_yaml_1_2(text: str, tmp_path: Path, written: str) 
     assert space.training.dpo.learning_rate == pytest.approx(1e-5)
 
 
-def test_an_override_of_one_stage_changes_that_stage_alone() -> None:
+def test_an_override_of_one_stage_changes_only_that_stage() -> None:
     space = load_space(
         ROOT / "tune_spaces" / "quickstart.yaml", ["training.overrides={'dpo:harmlessness': {epochs: 9}}"]
     )
@@ -120,20 +125,168 @@ def test_an_override_of_one_stage_changes_that_stage_alone() -> None:
     assert changed.learning_rate == kept.learning_rate
 
 
+# ------------------------------------------------------------------------------------------------------- local inputs
+
+
+def local_inputs(path: Path) -> list[str]:
+    """The paths of data and prompt files that a space names."""
+    data = yaml.safe_load(path.read_text())
+    sources = [data["data"]["demonstrations"]] if "demonstrations" in data["data"] else []
+    sources += data["data"]["preferences"].values()
+    sources += [data["evaluation"][name]["prompts"] for name in ("helpfulness", "harmlessness")]
+    return [source["path"] for source in sources if "path" in source and "revision" not in source]
+
+
 @pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
-def test_every_space_loads(path: Path) -> None:
-    if not SHARED.is_dir() and path.stem != "quickstart":
-        pytest.skip(f"{path.stem} reads files of {SHARED}, which is not there")
-    assert load_space(path, PAPER_PROMPTS if path.stem == "paper" else []).name == path.stem
+def test_every_space_loads_when_its_inputs_are_beside_it(path: Path, tmp_path: Path) -> None:
+    shutil.copy(path, tmp_path)
+    for name in local_inputs(path):
+        assert (tmp_path / name).resolve().is_relative_to(tmp_path.resolve()), "outside the folder of the space"
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    space = load_space(tmp_path / path.name)
+    assert space.name == path.stem
+    for criterion in space.evaluation.criteria.values():
+        if not criterion.prompts.synthetic:
+            assert Path(criterion.prompts.path).is_relative_to(tmp_path.resolve())
 
 
 def test_no_space_is_left_out() -> None:
     assert {path.stem for path in SPACES} == {"quickstart", "paper", "smollm2"}
 
 
+def test_a_missing_input_is_reported_with_its_line_and_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "smollm2.yaml"
+    shutil.copy(ROOT / "tune_spaces" / "smollm2.yaml", path)
+    with pytest.raises(SpaceError) as caught:
+        load_space(path)
+    assert len(caught.value.problems) == 5
+    line = next(i for i, row in enumerate(path.read_text().splitlines(), 1) if row.startswith("  demonstrations"))
+    demonstrations, *_, prompts = caught.value.problems
+    assert demonstrations.startswith(f"line {line}: data.demonstrations.path: there is no 'data/hh-rlhf/")
+    assert "or for a hub id give its `revision`" in demonstrations
+    assert prompts.endswith(f"in {tmp_path.resolve()}; correct the path")
+
+
+def test_a_hub_id_needs_a_revision_and_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "prompts.json").touch()
+    files = "{kind: files, path: rows.jsonl, format: pairs}"
+    overrides = [
+        "model={kind: pretrained, path: some/model}",
+        f"data.demonstrations={files}",
+        f"data.preferences={{helpfulness: {files}, harmlessness: {files}}}",
+        "evaluation.helpfulness={prompts: {kind: file, path: prompts.json}, judge: {kind: llm, model: m}}",
+        "evaluation.harmlessness={prompts: {kind: file, path: prompts.json}, judge: {kind: llm, model: m}}",
+    ]
+    (problem,) = problems(text, tmp_path, *overrides)
+    assert problem.startswith("--set: model.path: there is no 'some/model'")
+    assert "give its `revision`" in problem
+    space = load_space(tmp_path / "space.yaml", [*overrides, f"model.revision={HEX_COMMIT}"])
+    assert space.model_dump()["model"]["path"] == "some/model"
+    assert space.model_dump()["data"]["demonstrations"]["path"] == str((tmp_path / "rows.jsonl").resolve())
+
+
+def test_a_judge_is_read_from_a_file_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "judge.yaml"
+    path.write_text("kind: llm\nmodel: m\nrubric: rubric.txt\n")
+    with pytest.raises(SpaceError, match=r"line 3: rubric: there is no 'rubric.txt' in .*; correct the path$"):
+        load_judge(path)
+    (tmp_path / "rubric.txt").touch()
+    judge = load_judge(path, ["calls.concurrency=4"])
+    assert isinstance(judge, LLMJudge)
+    assert judge.rubric == str((tmp_path / "rubric.txt").resolve())
+    assert judge.calls.concurrency == 4
+    path.write_text("kind: llm\nmodell: m\ncalls: {timout: 3}\n")
+    with pytest.raises(SpaceError) as caught:
+        load_judge(path)
+    report = "\n".join(caught.value.problems)
+    assert "line 2: modell: unknown setting; did you mean model?" in report
+    assert "model: is required" in report
+    assert "line 3: calls.timout: unknown setting; did you mean timeout?" in report
+    path.write_text("kind: reward_model\npath: some/model\nrevision: abc\nhigher_is: better\n")
+    judge = load_judge(path)
+    assert isinstance(judge, RewardModelJudge)
+    assert judge.path == "some/model"
+
+
+# ---------------------------------------------------------------------------------------------- the models themselves
+
+
+def models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in an annotation, and the models of their fields."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from models(field.annotation)
+    for part in get_args(annotation):
+        yield from models(part)
+
+
+def test_every_setting_has_a_description() -> None:
+    settings = {(model, name) for model in models(Space) for name in model.model_fields}
+    assert len(settings) > 140
+    missing = [f"{m.__name__}.{name}" for m, name in settings if not (m.model_fields[name].description or "").strip()]
+    assert not missing
+    assert not [model.__name__ for model, _ in settings if not model.__doc__]
+
+
+def test_settings_that_are_not_hashed_exist() -> None:
+    for model in models(Space):
+        assert model.not_hashed <= set(model.model_fields), model
+
+
+def test_the_table_of_methods_and_the_settings_of_a_space_agree() -> None:
+    assert CHAIN_METHODS == ("dpo", "kto")
+    fields = set(Stages.model_fields) - {"overrides"}
+    assert fields == set(METHODS) - {"reward"}, "reward models are trained by the settings of their judge"
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert issubclass(method.settings, Training)
+        if name in fields:
+            assert method.settings in get_args(Stages.model_fields[name].annotation)
+    assert {name for name, method in METHODS.items() if method.uses_reference} == set(CHAIN_METHODS)
+
+
+def test_the_batch_of_ktos_kl_term_is_the_whole_batch_unless_it_is_given() -> None:
+    settings = KTOTraining(learning_rate=1e-3, batch_size=32)
+    assert settings.kl_batch_size is None
+    assert settings.resolved() == KTOTraining(learning_rate=1e-3, batch_size=32, kl_batch_size=32)
+    given = KTOTraining(learning_rate=1e-3, batch_size=32, kl_batch_size=8)
+    assert given.resolved() == given
+
+
+def test_facts_about_judges() -> None:
+    union, _ = get_args(JudgeSettings)
+    facts = {
+        judge.model_fields["kind"].annotation.__args__[0]: (
+            judge.synthetic_only,
+            judge.loads_model,
+            judge.calls_endpoint,
+            judge.is_trained,
+        )
+        for judge in get_args(union)
+    }
+    assert all(issubclass(judge, JudgeBase) for judge in get_args(union))
+    assert facts == {
+        "gold": (True, False, False, False),
+        "noisy": (True, False, False, False),
+        "reward_model": (False, True, False, False),
+        "trained_reward_model": (False, True, False, True),
+        "llm": (False, False, True, False),
+    }
+
+
+def test_synthetic_judges_and_data_go_with_the_synthetic_model_only(text: str, tmp_path: Path) -> None:
+    report = "\n".join(problems(text, tmp_path, f"model={{kind: pretrained, path: m, revision: {HEX_COMMIT}}}"))
+    for setting in ("data.preferences.helpfulness", "data.demonstrations", "evaluation.harmlessness.prompts"):
+        assert f"{setting}: is synthetic, but model.kind is pretrained" in report
+    assert "evaluation.helpfulness.judge: gold judges only the synthetic world; use llm" in report
+
+
 def test_the_schema_for_editors_is_current_and_fits_the_spaces() -> None:
     stored = (ROOT / "tune_spaces" / "schema.json").read_text()
-    assert stored == schema_text(), "write it anew: make schema"
+    assert stored == schema_text(), "tune_spaces/schema.json is outdated; run make schema"
     jsonschema.validate(quickstart(), json.loads(stored))
     wrong = quickstart() | {"modle": {}}
     with pytest.raises(jsonschema.ValidationError):

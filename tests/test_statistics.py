@@ -1,4 +1,4 @@
-"""The statistics of win rates against closed forms, other libraries and simulated truth."""
+"""Statistics, compared with closed forms, other libraries and simulations with known parameters."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ from sacpo.statistics.win_rate import differences, estimates, prompt_means, unse
 NAN = float("nan")
 
 
-def drawn(seed: int, prompts: int, mean: float, columns: int, verdicts: int = 2) -> np.ndarray:
-    """Prompt means (prompts, columns) of independent policies with a true win rate of `mean`."""
+def sample_means(seed: int, prompts: int, mean: float, columns: int, verdicts: int = 2) -> np.ndarray:
+    """Prompt means (prompts, columns) of independent policies whose true win rate is `mean`."""
     rng = np.random.default_rng(seed)
     return rng.binomial(verdicts, rng.beta(3 * mean, 3 * (1 - mean), (prompts, columns))) / verdicts
 
 
-def same(first: object, second: object) -> bool:
-    """Estimates are equal, but for rounding."""
+def equal(first: object, second: object) -> bool:
+    """Whether two estimates are equal up to rounding."""
     return list(vars(first).values()) == pytest.approx(list(vars(second).values()), abs=1e-12, nan_ok=True)
 
 
@@ -35,25 +35,25 @@ def test_prompt_means_are_sorted_by_prompt() -> None:
     assert means.tolist() == [0.0, 0.75, 1.0]
 
 
-def test_a_win_rate_is_the_estimate_of_its_column_whatever_stands_beside_it() -> None:
+def test_a_win_rate_is_the_estimate_of_its_column_and_independent_of_other_columns() -> None:
     rng = np.random.default_rng(1)
     scores, prompts = rng.choice([0.0, 0.5, 1.0], (240, 5)), np.repeat(np.arange(80), 3)
     means = np.column_stack([prompt_means(column, prompts)[1] for column in scores.T])
     for column, estimate in zip(scores.T, estimates(means), strict=True):
-        assert same(estimate, win_rate(column, prompts))
+        assert equal(estimate, win_rate(column, prompts))
 
 
 def test_columns_that_lack_prompts_are_estimated_on_their_own() -> None:
-    means = drawn(2, 60, 0.7, 4)
+    means = sample_means(2, 60, 0.7, 4)
     whole = estimates(means)
     means[:5, 1] = NAN
     means[:, 2] = NAN
-    found = estimates(means)
-    assert same(found[0], whole[0])
-    assert same(found[1], estimates(means[5:, 1:2])[0])
-    assert found[1].n_prompts == 55
-    assert np.isnan([found[2].value, found[2].low, found[2].high]).all()
-    assert found[2].n_prompts == 0
+    complete, partial, empty, _ = estimates(means)
+    assert equal(complete, whole[0])
+    assert equal(partial, estimates(means[5:, 1:2])[0])
+    assert partial.n_prompts == 55
+    assert np.isnan([empty.value, empty.low, empty.high]).all()
+    assert empty.n_prompts == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 3), (5, 0)])
@@ -61,22 +61,21 @@ def test_matrices_without_verdicts(shape: tuple[int, int]) -> None:
     assert [estimate.n_prompts for estimate in estimates(np.empty(shape))] == [0] * shape[1]
 
 
-def test_more_confidence_is_wider() -> None:
-    means = np.column_stack([drawn(3, 83, 0.7, 1), np.ones(83)])
-    for most, less in zip(estimates(means, 0.99), estimates(means, 0.8), strict=True):
-        assert most.low < less.low <= less.high <= most.high
-    most, less = (differences(means, [(0, 1)], confidence)[0] for confidence in (0.99, 0.8))
-    assert most.low < less.low <= less.high < most.high
+def test_higher_confidence_gives_wider_intervals() -> None:
+    means = np.column_stack([sample_means(3, 83, 0.7, 1), np.ones(83)])
+    for wide, narrow in zip(estimates(means, 0.99), estimates(means, 0.8), strict=True):
+        assert wide.low < narrow.low <= narrow.high <= wide.high
+    wide, narrow = (differences(means, [(0, 1)], confidence)[0] for confidence in (0.99, 0.8))
+    assert wide.low < narrow.low <= narrow.high < wide.high
 
 
 @pytest.mark.parametrize("mean", [0.5, 0.95])
 def test_intervals_of_few_prompts_cover_the_truth(mean: float) -> None:
-    found = estimates(drawn(4, 83, mean, 1500))
-    inside = np.mean([estimate.low <= mean <= estimate.high for estimate in found])
-    assert inside == pytest.approx(0.95, abs=0.025)  # four Monte Carlo errors; the benchmark is finer
+    coverage = np.mean([e.low <= mean <= e.high for e in estimates(sample_means(4, 83, mean, 1500))])
+    assert coverage == pytest.approx(0.95, abs=0.025)  # four Monte Carlo standard errors; the benchmark has fewer
 
 
-def test_matrices_are_refused() -> None:
+def test_invalid_matrices_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
         estimates([0.5, 0.5])
     with pytest.raises(ValueError, match="within 0 and 1"):
@@ -87,76 +86,76 @@ def test_matrices_are_refused() -> None:
 
 
 def test_differences_are_paired() -> None:
-    hard = np.random.default_rng(5).beta(0.5, 0.5, 100)
-    means = np.column_stack([np.clip(hard + 0.03 * np.sin(np.arange(100)) + 0.1, 0, 1), hard])
-    (found,) = differences(means, [(0, 1)])
-    assert found.value == pytest.approx((means[:, 0] - means[:, 1]).mean())
-    assert 0 < found.low < found.value < found.high
-    assert estimates(means)[0].low < estimates(means)[1].high  # that one wins more shows only on the same prompts
+    difficulty = np.random.default_rng(5).beta(0.5, 0.5, 100)
+    means = np.column_stack([np.clip(difficulty + 0.03 * np.sin(np.arange(100)) + 0.1, 0, 1), difficulty])
+    (estimate,) = differences(means, [(0, 1)])
+    assert estimate.value == pytest.approx((means[:, 0] - means[:, 1]).mean())
+    assert 0 < estimate.low < estimate.value < estimate.high
+    assert estimates(means)[0].low < estimates(means)[1].high  # unpaired intervals do not separate the two
 
 
 def test_differences_change_sign_with_their_order() -> None:
-    means = drawn(6, 83, 0.8, 2)
-    one, other = differences(means, [(0, 1), (1, 0)])
-    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+    means = sample_means(6, 83, 0.8, 2)
+    forward, backward = differences(means, [(0, 1), (1, 0)])
+    assert (forward.value, forward.low, forward.high) == pytest.approx((-backward.value, -backward.high, -backward.low))
 
 
-def test_differences_use_the_prompts_that_both_have() -> None:
-    means = drawn(7, 50, 0.6, 3)
+def test_differences_use_the_prompts_that_both_columns_have() -> None:
+    means = sample_means(7, 50, 0.6, 3)
     means[:10, 0] = means[30:, 1] = means[:30, 2] = NAN
-    both, none = differences(means, [(0, 1), (1, 2)])
-    assert same(both, differences(means[10:30], [(0, 1)])[0])
-    assert (both.n_prompts, none.n_prompts) == (20, 0)
-    assert np.isnan(none.value)
+    overlapping, disjoint = differences(means, [(0, 1), (1, 2)])
+    assert equal(overlapping, differences(means[10:30], [(0, 1)])[0])
+    assert (overlapping.n_prompts, disjoint.n_prompts) == (20, 0)
+    assert np.isnan(disjoint.value)
 
 
-def test_equal_differences_keep_a_width() -> None:
-    first = drawn(8, 40, 0.5, 1, verdicts=6)[:, 0] * 0.9
-    found, *_ = differences(np.column_stack([first, first + 0.1]), [(0, 1)])
-    assert (found.value, found.n_prompts) == (pytest.approx(-0.1), 40)
-    assert found.high - found.value == pytest.approx(1 - 0.025 ** (1 / 40))
+def test_constant_differences_have_an_interval_of_positive_width() -> None:
+    first = sample_means(8, 40, 0.5, 1, verdicts=6)[:, 0] * 0.9
+    (estimate,) = differences(np.column_stack([first, first + 0.1]), [(0, 1)])
+    assert (estimate.value, estimate.n_prompts) == (pytest.approx(-0.1), 40)
+    assert estimate.high - estimate.value == pytest.approx(1 - 0.025 ** (1 / 40))
     assert differences(np.ones((1, 2)), [(0, 1)])[0].high == pytest.approx(0.975)
     assert differences(np.eye(2), []) == []
 
 
 def test_differences_of_high_rates_cover_the_truth() -> None:
-    means = drawn(9, 83, 0.95, 2000)
-    found = differences(means, [(i, i + 1000) for i in range(1000)])
-    assert np.mean([estimate.low <= 0 <= estimate.high for estimate in found]) == pytest.approx(0.95, abs=0.025)
+    means = sample_means(9, 83, 0.95, 2000)
+    results = differences(means, [(i, i + 1000) for i in range(1000)])
+    assert np.mean([estimate.low <= 0 <= estimate.high for estimate in results]) == pytest.approx(0.95, abs=0.025)
 
 
-def test_unseen_share_is_just_not_improbable() -> None:
+def test_unseen_share_is_absent_from_a_sample_with_probability_of_one_tail() -> None:
     assert (1 - unseen_share(30)) ** 30 == pytest.approx(0.025)
 
 
 # Seeds
 
 
-def seeded(rng: np.random.Generator, prompts: int, seeds: int, spread: float) -> np.ndarray:
-    """Prompt means of a setting whose seeds' win rates are 0.5 -/+ `spread`, evenly."""
+def seed_means(rng: np.random.Generator, prompts: int, seeds: int, spread: float) -> np.ndarray:
+    """Prompt means of a setting; each seed's true win rate is 0.5 - `spread` or 0.5 + `spread`, with equal chance."""
     chances = rng.beta(2, 2, (prompts, 1)) + rng.choice([-spread, spread], (1, seeds))
     return rng.binomial(2, np.clip(chances, 0, 1)) / 2
 
 
 def test_seeds_that_differ_widen_the_interval() -> None:
-    one = np.repeat(drawn(10, 83, 0.5, 1, verdicts=6) * 0.8, 3, axis=1)
-    apart = one + np.array([0.0, 0.1, 0.2])
-    (prompts_only,) = estimates(apart.mean(axis=1)[:, None])
-    found = seed_estimate(apart)
-    assert found.value == pytest.approx(prompts_only.value)
-    assert found.low < prompts_only.low < prompts_only.high < found.high
-    alike = seed_estimate(one)
-    assert alike.high - alike.low == pytest.approx(prompts_only.high - prompts_only.low, rel=0.1)
+    equal_seeds = np.repeat(sample_means(10, 83, 0.5, 1, verdicts=6) * 0.8, 3, axis=1)
+    different_seeds = equal_seeds + np.array([0.0, 0.1, 0.2])
+    (prompts_only,) = estimates(different_seeds.mean(axis=1)[:, None])
+    wide = seed_estimate(different_seeds)
+    assert wide.value == pytest.approx(prompts_only.value)
+    assert wide.low < prompts_only.low < prompts_only.high < wide.high
+    narrow = seed_estimate(equal_seeds)
+    assert narrow.high - narrow.low == pytest.approx(prompts_only.high - prompts_only.low, rel=0.1)
 
 
 def test_seed_estimates_cover_the_truth_with_few_seeds() -> None:
     rng = np.random.default_rng(11)
-    found = [seed_estimate(seeded(rng, 83, 5, 0.1)) for _ in range(400)]
-    assert np.mean([estimate.low <= 0.5 <= estimate.high for estimate in found]) > 0.93
+    results = [seed_estimate(seed_means(rng, 83, 5, 0.1)) for _ in range(400)]
+    assert np.mean([estimate.low <= 0.5 <= estimate.high for estimate in results]) > 0.93
 
 
-def test_seed_estimates_at_the_edges() -> None:
-    means = drawn(12, 40, 0.7, 1)
+def test_seed_estimates_in_degenerate_cases() -> None:
+    means = sample_means(12, 40, 0.7, 1)
     assert seed_estimate(means) == estimates(means)[0]
     assert seed_estimate(np.column_stack([means, np.full(40, NAN)])) == estimates(means)[0]
     assert seed_estimate(np.ones((20, 3))) == estimates(np.ones((20, 1)))[0]
@@ -165,13 +164,13 @@ def test_seed_estimates_at_the_edges() -> None:
 
 
 def test_variance_split_recovers_known_components() -> None:
-    """Gaussian scores: all components are known, and the moments do not depend on the distribution."""
+    """The scores are Gaussian: all components are known, and the moments do not depend on the distribution."""
     rng = np.random.default_rng(13)
     prompts, seeds, orders, repeats = 60, 6, 2, 3
     deviations = {"prompt": 0.3, "seed": 0.1, "answer": 0.15, "repeat": 0.2}
     index = np.indices((prompts, seeds, orders, repeats)).reshape(4, -1)
     cells = index[0] * 1000 + index[1] * 10 + index[2]
-    found = []
+    splits = []
     for _ in range(300):
         scores = (
             rng.normal(0.5, deviations["prompt"], (prompts, 1, 1, 1))
@@ -180,17 +179,17 @@ def test_variance_split_recovers_known_components() -> None:
             + rng.normal(0, deviations["repeat"], (prompts, seeds, orders, repeats))
         )
         split = variance_split(scores.ravel(), index[0], index[1], cells)
-        found.append([split.prompts, split.seeds, split.repeats])
+        splits.append([split.prompts, split.seeds, split.repeats])
     answers = deviations["answer"] ** 2 / (prompts * seeds * orders)
     expected = [
         deviations["prompt"] ** 2 / prompts + answers,
         deviations["seed"] ** 2 / seeds,
         deviations["repeat"] ** 2 / (prompts * seeds * orders * repeats),
     ]
-    assert np.mean(found, axis=0) == pytest.approx(expected, rel=0.1)
+    assert np.mean(splits, axis=0) == pytest.approx(expected, rel=0.1)
 
 
-def test_variance_split_says_what_it_cannot_know() -> None:
+def test_parts_that_the_sample_cannot_show_are_nan() -> None:
     scores = [1.0, 0.0, 0.5, 1.0, 0.0, 1.0]
     prompts, seeds = ["a", "a", "b", "b", "c", "c"], [0, 1, 0, 1, 0, 1]
     unrepeated = variance_split(scores, prompts, seeds, range(6))
@@ -207,8 +206,8 @@ def test_variance_split_says_what_it_cannot_know() -> None:
         variance_split([], [], [], [])
 
 
-def test_variance_split_of_a_judge_without_noise_has_none_from_repeats() -> None:
-    means = drawn(14, 30, 0.7, 2)
+def test_a_judge_without_noise_contributes_no_variance() -> None:
+    means = sample_means(14, 30, 0.7, 2)
     scores = np.repeat(means.ravel(), 3)
     prompts, seeds = (np.repeat(level.ravel(), 3) for level in np.indices(means.shape))
     split = variance_split(scores, prompts, seeds, np.zeros(scores.size))
@@ -219,21 +218,21 @@ def test_variance_split_of_a_judge_without_noise_has_none_from_repeats() -> None
 # Length
 
 
-def test_a_judge_of_length_alone_is_brought_back_to_a_half() -> None:
+def test_rates_from_a_judge_of_length_alone_are_corrected_to_a_half() -> None:
     rng = np.random.default_rng(15)
     trials = np.repeat(["short", "as long", "long"], 2000)
-    longer = rng.normal(0, 100, 6000) + np.repeat([-60, 0, 60], 2000)
-    scores = (rng.random(6000) < 1 / (1 + np.exp(-2 * np.tanh(longer / longer.std())))).astype(float)
+    lengths = rng.normal(0, 100, 6000) + np.repeat([-60, 0, 60], 2000)
+    scores = (rng.random(6000) < 1 / (1 + np.exp(-2 * np.tanh(lengths / lengths.std())))).astype(float)
     raw = {trial: scores[trials == trial].mean() for trial in np.unique(trials)}
-    rates, coefficient = length_controlled(scores, trials, longer)
+    rates, coefficient = length_controlled(scores, trials, lengths)
     assert raw["long"] > 0.62 > 0.38 > raw["short"]
     assert rates == pytest.approx(dict.fromkeys(raw, 0.5), abs=0.04)
     assert coefficient == pytest.approx(2, abs=0.2)
 
 
-def test_without_differences_of_length_the_rates_are_the_raw_ones() -> None:
+def test_with_equal_length_differences_the_rates_are_the_raw_rates() -> None:
     rng = np.random.default_rng(16)
-    trials = np.repeat(["one", "other", "all"], 200)
+    trials = np.repeat(["first", "second", "always wins"], 200)
     scores = np.concatenate([rng.choice([0.0, 0.5, 1.0], 400, p=[0.2, 0.2, 0.6]), np.ones(200)])
     for lengths in (np.zeros(600), np.full(600, 7)):
         rates, coefficient = length_controlled(scores, trials, lengths)
@@ -246,7 +245,7 @@ def test_without_differences_of_length_the_rates_are_the_raw_ones() -> None:
     ("scores", "trials", "lengths"), [([], [], []), ([1.0], ["a"], []), ([2.0], ["a"], [1]), ([1.0], ["a"], [NAN])]
 )
 def test_length_control_refuses(scores: list[float], trials: list[str], lengths: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"verdict|as many|within"):
+    with pytest.raises(ValueError, match=r"verdict|same length|within"):
         length_controlled(scores, trials, lengths)
 
 
@@ -254,7 +253,7 @@ def test_length_control_refuses(scores: list[float], trials: list[str], lengths:
 
 
 def tournament(rng: np.random.Generator, strengths: list[float], prompts: int) -> np.ndarray:
-    """Two verdicts on every pair of policies and prompt."""
+    """Wins (prompts, n, n) of policies with these log strengths: two verdicts on each prompt and pair of policies."""
     n = len(strengths)
     wins = np.zeros((prompts, n, n))
     for i in range(n):
@@ -265,19 +264,19 @@ def tournament(rng: np.random.Generator, strengths: list[float], prompts: int) -
     return wins
 
 
-def test_strengths_are_those_of_logistic_regression() -> None:
+def test_strengths_equal_those_of_logistic_regression() -> None:
     wins = tournament(np.random.default_rng(17), [0, 0.5, 1.5, -1], 2000)
     strength, low, high = bradley_terry(wins, 0)
     table, n = wins.sum(axis=0), 4
     first, second = np.nonzero(table)
     design = np.eye(n)[first] - np.eye(n)[second]
-    # A row and its mirror image: scikit-learn wants both classes, the likelihood is the same twice.
+    # Each row also enters with reversed sign, because scikit-learn needs both classes; this doubles the likelihood.
     model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10).fit(
         np.vstack([design, -design])[:, 1:],
         np.repeat([1, 0], len(design)),
         sample_weight=np.tile(table[first, second], 2),
     )
-    assert strength[1:] == pytest.approx(model.coef_[0], abs=1e-3)  # apart by the prior
+    assert strength[1:] == pytest.approx(model.coef_[0], abs=1e-3)  # the prior makes a small difference
     assert (strength[0], low[0], high[0]) == (0, 0, 0)
     assert ((low <= strength) & (strength <= high)).all()
 
@@ -286,11 +285,11 @@ def test_order_of_policies_and_prompts_does_not_matter() -> None:
     wins = tournament(np.random.default_rng(18), [0, 0.5, 1.5, -1], 60)
     whole = bradley_terry(wins, 0)
     order = np.array([2, 3, 0, 1])
-    for turned, found in zip(bradley_terry(wins[:, order][:, :, order], 2), whole, strict=True):
-        assert turned == pytest.approx(found[order], abs=1e-8)
+    for permuted, original in zip(bradley_terry(wins[:, order][:, :, order], 2), whole, strict=True):
+        assert permuted == pytest.approx(original[order], abs=1e-8)
     strength, low, high = bradley_terry(wins[::-1], 0)
     assert strength == pytest.approx(whole[0], abs=1e-8)
-    assert np.array([low, high]) == pytest.approx(np.array(whole[1:]), abs=0.1)  # other resamples, as many
+    assert np.array([low, high]) == pytest.approx(np.array(whole[1:]), abs=0.1)  # the resamples differ
 
 
 def test_strengths_relative_to_another_baseline_are_shifted() -> None:
@@ -301,12 +300,12 @@ def test_strengths_relative_to_another_baseline_are_shifted() -> None:
 
 def test_intervals_of_strengths_cover_the_truth() -> None:
     rng, truth = np.random.default_rng(20), [0, 0.5, 1.0]
-    found = [bradley_terry(tournament(rng, truth, 83), 0) for _ in range(150)]
-    inside = np.mean([(low <= truth) & (truth <= high) for _, low, high in found], axis=0)
-    assert inside[1:].mean() == pytest.approx(0.95, abs=0.04)
+    results = [bradley_terry(tournament(rng, truth, 83), 0) for _ in range(150)]
+    coverage = np.mean([(low <= truth) & (truth <= high) for _, low, high in results], axis=0)
+    assert coverage[1:].mean() == pytest.approx(0.95, abs=0.04)
 
 
-def test_undefeated_policies_stay_finite_and_say_that_they_have_no_bounds() -> None:
+def test_undefeated_policies_have_a_finite_strength_and_no_bounds() -> None:
     wins = tournament(np.random.default_rng(21), [0, 0.5, 0], 40)
     wins[:, 2, :2], wins[:, :2, 2] = 2, 0
     strength, low, high = bradley_terry(wins, 0)
@@ -327,26 +326,26 @@ def test_bradley_terry_refuses() -> None:
 # Agreement
 
 
-def test_kappa_is_scikit_learns_and_its_interval_holds_it() -> None:
+def test_kappa_equals_scikit_learns_and_is_inside_its_interval() -> None:
     rng = np.random.default_rng(22)
     first = rng.choice(OUTCOMES, 200).tolist()
     second = [o if keep else str(rng.choice(OUTCOMES)) for o, keep in zip(first, rng.random(200) < 0.6, strict=True)]
-    found = agreement(first, second, np.repeat(np.arange(100), 2))
-    assert found.n == 200
-    assert found.raw == np.mean([a == b for a, b in zip(first, second, strict=True)])
-    assert found.kappa == pytest.approx(cohen_kappa_score(first, second))
-    assert found.kappa_low < found.kappa < found.kappa_high
+    result = agreement(first, second, np.repeat(np.arange(100), 2))
+    assert result.n == 200
+    assert result.raw == np.mean([a == b for a, b in zip(first, second, strict=True)])
+    assert result.kappa == pytest.approx(cohen_kappa_score(first, second))
+    assert result.kappa_low < result.kappa < result.kappa_high
 
 
 def test_prompts_are_the_unit_of_agreement() -> None:
     rng = np.random.default_rng(23)
     first, second = rng.choice(OUTCOMES, 50).tolist(), rng.choice(OUTCOMES, 50).tolist()
-    once = agreement(first, second, np.arange(50))
-    often = agreement(first * 4, second * 4, np.tile(np.arange(50), 4))
-    assert (often.kappa_low, often.kappa_high) == pytest.approx((once.kappa_low, once.kappa_high))
+    single = agreement(first, second, np.arange(50))
+    repeated = agreement(first * 4, second * 4, np.tile(np.arange(50), 4))
+    assert (repeated.kappa_low, repeated.kappa_high) == pytest.approx((single.kappa_low, single.kappa_high))
 
 
-def test_agreement_at_the_edges() -> None:
+def test_agreement_in_degenerate_cases() -> None:
     full = agreement(["win", "loss"] * 20, ["win", "loss"] * 20, np.arange(40))
     assert (full.raw, full.kappa, full.kappa_high) == (1, 1, 1)
     assert full.kappa_low == pytest.approx(1 - 2 * unseen_share(40))
@@ -364,12 +363,12 @@ def test_agreement_at_the_edges() -> None:
 
 
 @pytest.mark.parametrize("prompts", [83, 805])
-def test_the_smallest_difference_is_seen_as_often_as_it_says(prompts: int) -> None:
+def test_the_smallest_difference_is_detected_with_the_stated_power(prompts: int) -> None:
     difference = smallest_difference(prompts)
     rng = np.random.default_rng(24)
     scores = (rng.random((prompts, 2000)) < 0.5 + difference).astype(float)
-    seen = np.mean([estimate.low > 0.5 for estimate in estimates(scores)])
-    assert seen == pytest.approx(0.8, abs=0.05)
+    detected = np.mean([estimate.low > 0.5 for estimate in estimates(scores)])
+    assert detected == pytest.approx(0.8, abs=0.05)
 
 
 def test_the_smallest_difference_falls_with_prompts_and_noise() -> None:

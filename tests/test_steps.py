@@ -1,4 +1,4 @@
-"""Steps by themselves, without a cluster: models, merges, answers and judges, on tiny real models."""
+"""Steps by themselves, without a cluster: models, merges, answers and scores, on tiny real models."""
 
 from __future__ import annotations
 
@@ -13,35 +13,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForSequenceClassification
 
+from sacpo.data.prompts import Prompt
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import RESPONSES
-from sacpo.execution.job import Job
 from sacpo.judges import scalar
-from sacpo.steps import generate as generate
-from sacpo.steps import merge, model
+from sacpo.planning.payloads import GeneratePayload
+from sacpo.planning.records import GenerateMetrics
+from sacpo.spaces.evaluation import Generation
+from sacpo.steps import generate, merge, model
 from sacpo.steps.engines import continuous
 from sacpo.steps.generate import _ended
-from sacpo.store.step_store import Store
+from sacpo.steps.policies import load_policy
 from sacpo.synthetic.world import SENTENCES
-
-EMBEDDED = {"kind": "synthetic", "hidden_size": 16, "layers": 1, "heads": 2, "seed": 0, "dtype": "float32"}
-
-
-def job(folder: Path, payload: dict[str, Any], parents: dict[str, Path] | None = None, **local: Any) -> Job:
-    folder.mkdir(parents=True, exist_ok=True)
-    resources = {"cpus_per_worker": 1}
-    return Job("step-0", payload, folder, parents or {}, local, resources, folder / "logs", str(folder / "scratch"),
-               run="run", ledger=folder / "ledger", store=Store(folder), needs=())  # fmt: skip
+from tests.jobs import job, policy, pretrained
 
 
-def policy(folder: Path, **changes: Any) -> Path:
-    """A tiny policy over the synthetic world, untrained."""
-    model.run(job(folder, {**EMBEDDED, **changes}))
-    return folder
-
-
-def test_the_worlds_tokenizer_has_one_token_a_sentence_and_loses_nothing(tmp_path: Path) -> None:
-    tokenizer = model.load_policy({"policy": policy(tmp_path)})[1]
+def test_the_worlds_tokenizer_has_one_token_per_sentence_and_is_lossless(tmp_path: Path) -> None:
+    tokenizer = load_policy({"policy": policy(tmp_path)})[1]
     text = " ".join(SENTENCES)
     ids = tokenizer(text + tokenizer.eos_token)["input_ids"]
     assert len(ids) == len(SENTENCES) + 1
@@ -49,25 +37,21 @@ def test_the_worlds_tokenizer_has_one_token_a_sentence_and_loses_nothing(tmp_pat
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-def pretrained(folder: Path, **changes: Any) -> dict[str, Any]:
-    return {"kind": "pretrained", "gguf_file": None, "dtype": "float32", "prompt_template": "chat", **changes}
-
-
 def test_a_model_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     source = policy(tmp_path / "source")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (source / name).unlink()
     with pytest.raises(StepError, match=r"no tokenizer can be loaded.*put the tokenizer's files beside"):
-        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+        model.run(job(tmp_path / "out", "model", pretrained(source)))
 
 
 def test_a_missing_chat_template_and_missing_weights_are_named(tmp_path: Path) -> None:
     source = policy(tmp_path / "source")
     with pytest.raises(StepError, match=r"has no chat template; give a text with \{prompt\}"):
-        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+        model.run(job(tmp_path / "out", "model", pretrained(source)))
     (source / "model.safetensors").unlink()
     with pytest.raises(StepError, match="no causal language model"):
-        model.run(job(tmp_path / "out", pretrained(source), path=str(source), revision=None))
+        model.run(job(tmp_path / "out", "model", pretrained(source)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -76,9 +60,9 @@ def test_a_merge_is_the_average_in_float32_rounded_once(tmp_path: Path, dtype: t
     first, second = (policy(tmp_path / str(seed), seed=seed, dtype=name) for seed in (0, 1))
     a, b = (load_file(folder / "model.safetensors") for folder in (first, second))
     for q in (0.0, 0.3, 1.0):
-        found = merge.merged(first, second, q).state_dict()
+        average = merge.merged(first, second, q).state_dict()
         for key in a:
-            assert torch.equal(found[key], ((1 - q) * a[key].float() + q * b[key].float()).to(dtype))
+            assert torch.equal(average[key], ((1 - q) * a[key].float() + q * b[key].float()).to(dtype))
     with pytest.raises(StepError, match="in one parent"):
         merge.merged(first, policy(tmp_path / "wider", hidden_size=32, dtype=name), 0.5)
     with pytest.raises(StepError, match="name them differently"):
@@ -93,25 +77,27 @@ def test_tied_weights_are_averaged_once(tmp_path: Path) -> None:
                              num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True)  # fmt: skip
         folders.append(tmp_path / str(seed))
         AutoModelForCausalLM.from_config(config).save_pretrained(folders[-1])
-    found = merge.merged(*folders, 0.25)
+    average = merge.merged(*folders, 0.25)
     a, b = (load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in folders)
-    assert torch.equal(found.lm_head.weight, 0.75 * a + 0.25 * b)
+    assert torch.equal(average.lm_head.weight, 0.75 * a + 0.25 * b)
 
 
 def test_an_answer_ends_at_the_end_token_or_the_limit_and_nowhere_else() -> None:
     answers = [[5, 2, 0, 0], [5, 6, 7, 8], [2, 5, 2, 2]]
-    assert [_ended(answer, eos=2) for answer in answers] == [[5, 2], [5, 6, 7, 8], [2]]
+    assert [_ended(answer, ends={2}) for answer in answers] == [[5, 2], [5, 6, 7, 8], [2]]
 
 
 def answer(folder: Path, source: Path, **changes: Any) -> list[dict[str, Any]]:
-    generation = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0, "samples": 3, "batch_size": 4, "seed": 0,
-                  "engine": "batched"}  # fmt: skip
-    prompts = [[str(i), text, "benign"] for i, text in enumerate(SENTENCES[:5])]
-    payload = {"generation": generation | changes, "prompt_template": "{prompt} "}
-    facts = generate.run(job(folder, payload, {"policy": source, "sft": source}, prompts=prompts))
+    """Three answers to each of five prompts; the policy is also the SFT policy."""
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "samples": 3, "batch_size": 4} | changes
+    generation = Generation.model_validate(settings)
+    payload = GeneratePayload(generation=generation, prompts="prompts-0", prompt_template="{prompt} ")
+    prompts = [Prompt(str(i), text, "benign") for i, text in enumerate(SENTENCES[:5])]
+    report = generate.run(job(folder, "generate", payload, {"policy": source, "sft": source}, prompts))
     rows: list[dict[str, Any]] = pq.read_table(folder / RESPONSES).to_pylist()
-    assert facts.metrics["responses"] == len(rows)
-    assert facts.metrics["kl_to_sft"] == pytest.approx(0.0, abs=1e-6)
+    assert isinstance(report.metrics, GenerateMetrics)
+    assert report.metrics.responses == len(rows)
+    assert report.metrics.kl_to_sft == pytest.approx(0.0, abs=1e-6)
     return rows
 
 
@@ -129,25 +115,24 @@ def test_answers_are_seeded_complete_and_say_whether_they_finished(tmp_path: Pat
     ids = AutoModelForCausalLM.from_pretrained(source).generate(
         torch.tensor([[4]]), max_new_tokens=6, do_sample=False, pad_token_id=0
     )
-    assert (
-        model.load_policy({"policy": source})[1].decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
-    )
+    tokenizer = load_policy({"policy": source})[1]
+    assert tokenizer.decode(ids[0, 1:], skip_special_tokens=True) == greedy[0]["response"]
 
 
 @pytest.mark.parametrize(("error", "answered"), [("out of blocks", 2), (None, 1)])
 def test_a_prompt_that_continuous_batching_left_without_an_answer_fails_the_step(
     tmp_path: Path, error: str | None, answered: int
 ) -> None:
-    found, tokenizer = model.load_policy({"policy": policy(tmp_path)})
+    network, tokenizer = load_policy({"policy": policy(tmp_path)})
     outputs = {str(i): SimpleNamespace(generated_tokens=[4], error=error) for i in range(answered)}
-    found.generate_batch = lambda **_: outputs
-    settings = {"max_new_tokens": 6, "temperature": 0.0, "batch_size": 4, "seed": 0}
+    network.generate_batch = lambda **_: outputs
+    settings = Generation(max_new_tokens=6, batch_size=4)
     with pytest.raises(StepError, match=f"of 2 prompts without an answer .({error or 'it ended early'})"):
-        continuous(found, tokenizer, [[4], [5]], settings)
+        continuous(network, tokenizer, [[4], [5]], settings)
 
 
-def test_a_cost_models_sign_is_the_declared_one_and_what_it_cannot_read_is_no_verdict(tmp_path: Path) -> None:
-    tokenizer = model.load_policy({"policy": policy(tmp_path / "policy")})[1]
+def test_a_cost_model_has_the_declared_sign_and_gives_no_verdict_on_texts_that_are_too_long(tmp_path: Path) -> None:
+    tokenizer = load_policy({"policy": policy(tmp_path / "policy")})[1]
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

@@ -1,4 +1,4 @@
-"""Token ids of examples, and the same texts for answering and judging."""
+"""Token ids of examples, and the same texts for generation and judging."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_text_template_ends_responses_and_only_them_with_one_eos(appends: str) -
     assert not left_out
 
 
-def test_chat_template_adds_no_special_tokens_of_its_own() -> None:
+def test_no_special_tokens_are_added_to_a_chat_template() -> None:
     (row,), _ = run([{**PAIR, "prompt": TURNS}], template="chat")
     assert words(row["prompt_ids"]) == "[user] one </s> [assistant] two </s> [user] three </s> [assistant]"
     assert words(row["chosen_ids"]) == "yes a </s>"
@@ -111,14 +111,14 @@ def test_rows_left_out_are_counted_and_the_limits_are_exact() -> None:
     assert run([PAIR], max_length=6) == ([], Counter({"longer than max_length": 1}))
     assert run([PAIR], max_length=5) == ([], Counter({"longer than max_length": 1}))
     assert run([PAIR], max_length=4) == ([], Counter({"prompt fills max_length": 1}))
-    deaf = make_tokenizer()
-    deaf.chat_template = "{{ messages[0]['content'] }}"
-    _, left_out = run([PAIR], template="chat", tokenizer=deaf)
+    ignores_response = make_tokenizer()
+    ignores_response.chat_template = "{{ messages[0]['content'] }}"
+    _, left_out = run([PAIR], template="chat", tokenizer=ignores_response)
     assert left_out == Counter({"empty response after tokenisation": 1})
     assert run([]) == ([], Counter())
 
 
-def test_a_prompt_that_merges_with_its_response_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_that_merges_with_its_response_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         (row,), _ = run([{**PAIR, "chosen": "b yes", "rejected": "a no"}], template="{prompt} two")
     assert words(row["prompt_ids"]) == "<s> one"

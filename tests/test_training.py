@@ -1,182 +1,118 @@
-"""What one worker group trains: the same numbers however the work is spread, and what was asked for.
+"""Training stages in the calling process, with one worker: losses, effective settings, references, divergence, resume.
 
-These run real Ray Train worker groups with TRL's trainers under DeepSpeed ZeRO-3 over gloo.
+`tests.test_worker_groups` has the tests of Ray Train's worker groups and of ZeRO-3.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import ray
 import torch
 from safetensors.torch import load_file
 
-from sacpo.cluster import executor
-from sacpo.cluster.workdir import place
 from sacpo.errors import StepError
-from sacpo.execution.runner import Runner
-from sacpo.planning.identity import file_digest
-from sacpo.planning.plan import Plan
-from sacpo.planning.planner import make_plan
+from sacpo.execution import in_process
+from sacpo.planning.records import ReferenceMetrics
+from sacpo.spaces.training import DPOTraining
+from sacpo.steps.checkpoints import LocalCheckpoints
 from sacpo.steps.train import class_weights
-from sacpo.store.step_store import Record, Store
-from tests.killing import SNAPSHOT, known, train_workers
-from tests.spaces import ROOT, space
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+from tests.stages import TrainStage, change_reference, make_base, train_in, trained_once
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the SFT policy and the data are done; each test goes on in a copy of its own."""
-    root = tmp_path_factory.mktemp("base")
-    plan = make_plan(space())
-    runner = Runner(plan, Store(root), "base", executor.execute)
-    for step in plan.steps.values():
-        if step.kind == "data":
-            runner.ensure(step.id)
-    return root
-
-
-def train_in(root: Path, base: Path, method: str = "dpo", **changes: Any) -> tuple[Record, Path, Store]:
-    """Train the helpfulness stage of a variant of the small space, from the shared SFT policy and data."""
-    shutil.copytree(base, root, dirs_exist_ok=True)
-    plan, store = stage_plan(method, **changes), Store(root)
-    step = plan.trials[1].policy["policy"]
-    record = Runner(plan, store, "test", executor.execute).ensure(step)
-    return record, store.output(step), store
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
-def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Record, Path, Store]]:
-    """The same, once for all tests that ask for the same variant."""
-    return functools.cache(lambda *method, **changes: train_in(tmp_path_factory.mktemp("s"), base, *method, **changes))
+def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainStage:
+    return trained_once(base, in_process.execute, tmp_path_factory)
 
 
-def stage_plan(method: str = "dpo", seed: int = 0, **changes: Any) -> Plan:
-    chain = [{"chain": f"{method}:helpfulness", "beta": 2.0}]
-    if method == "kto":
-        changes["training__kto"] = {"learning_rate": 1e-3, "batch_size": 64, "epochs": 2, "kl_batch_size": 64}
-    return make_plan(space(chains=chain, merges=[], seeds=[seed], **changes))
+def test_a_dpo_stage_starts_at_its_reference_and_changes_every_weight(train: TrainStage) -> None:
+    stage = train(training__dpo__adam_epsilon=1e-6)
+    assert stage.losses()[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference before the first update
+    assert stage.losses()[-1] < stage.losses()[0]
+    parent = stage.store.verified_output_dir(stage.record.parents["policy"])
+    before = load_file(parent / "model.safetensors")
+    assert all(not torch.equal(value, before[name]) for name, value in stage.weights().items())
+    assert not list(stage.output.glob("*.bin"))
+    assert {path.suffix for path in stage.output.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
-def losses(output: Path) -> list[float]:
-    return [entry["loss"] for entry in json.loads((output / "history.json").read_text())]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load_file(output / "model.safetensors")
-
-
-def test_two_zero3_workers_equal_one_ddp_worker_with_twice_the_accumulation(
-    train: Callable[..., tuple[Record, Path, Store]],
-) -> None:
-    """One comparison for both promises: more workers change nothing, and sharding changes nothing."""
-    two, two_output, _ = train(resources__workers=2, resources__per_device_batch=16)
-    one, one_output, _ = train(resources__workers=1, resources__per_device_batch=16, resources__sharding="ddp")
-    assert (two["effective"]["world_size"], two["effective"]["accumulation"]) == (2, 2)
-    assert (one["effective"]["world_size"], one["effective"]["accumulation"]) == (1, 4)
-    assert (two["effective"]["engine_zero_stage"], one["effective"]["zero_stage"]) == (3, 0)
-    assert two["step_id"] == one["step_id"]
-    assert losses(two_output) == pytest.approx(losses(one_output), rel=1e-3)
-    for name, value in weights(two_output).items():
-        torch.testing.assert_close(value, weights(one_output)[name], rtol=1e-3, atol=1e-4)
-
-
-def test_a_dpo_stage_starts_at_its_reference_changes_every_weight_and_has_what_was_asked(
-    base: Path, train: Callable[..., tuple[Record, Path, Store]]
-) -> None:
-    record, output, store = train(training__dpo__adam_epsilon=1e-6)
-    assert losses(output)[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference before the first update
-    assert losses(output)[-1] < losses(output)[0]
-    before = weights(store.output(record["parents"]["policy"]))
-    assert all(not torch.equal(value, before[name]) for name, value in weights(output).items())
-    settings = record["payload"]["settings"]
-    effective = record["effective"]
+def test_a_stage_has_the_settings_that_were_requested(train: TrainStage) -> None:
+    stage = train(training__dpo__adam_epsilon=1e-6)
+    settings = DPOTraining(learning_rate=1e-3, epochs=1, batch_size=64, adam_epsilon=1e-6).model_dump()
+    effective = stage.effective.settings
     assert {key: effective[key] for key in settings if key in effective} == {
         key: value for key, value in settings.items() if key in effective
     }
-    assert (effective["kl_parameter"], effective["engine_batch_size"]) == (2.0, 64)
-    start = record["metrics"]["start_seconds"]
-    assert set(start) == {"process", "imports", "group", "trainer", "engine"}
-    assert sum(start.values()) == pytest.approx(record["first_update_at"] - record["started_at"])
-    assert not list(output.glob("*.bin"))
-    assert {path.suffix for path in output.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert len(settings.keys() & effective.keys()) > 6
+    assert effective["kl_parameter"] == 2.0
+    assert (stage.effective.world_size, stage.effective.accumulation, stage.effective.zero_stage) == (1, 1, 0)
+    assert stage.effective.per_device_batch * stage.effective.accumulation == 64
+    assert list(stage.metrics.start_seconds) == ["trainer", "engine"]
+    start = stage.record.first_update_at - stage.record.started_at
+    assert sum(stage.metrics.start_seconds.values()) == pytest.approx(start, abs=0.05)
 
 
-def test_kto_runs_with_two_workers_and_balances_its_classes_once(
-    train: Callable[..., tuple[Record, Path, Store]],
-) -> None:
-    record, output, _ = train("kto", resources__workers=2)
-    assert record["metrics"]["updates"] == len(losses(output))
-    assert losses(output)[-1] < losses(output)[0]
-    _, other_output, _ = train("kto", resources__workers=2, seed=1)
-    assert losses(other_output) != losses(output)  # the seed orders the data
+def test_accumulation_changes_no_loss(train: TrainStage) -> None:
+    whole, parts = train(), train(resources__per_device_batch=16)
+    assert (whole.effective.accumulation, parts.effective.accumulation) == (1, 4)
+    assert whole.record.step_id == parts.record.step_id
+    assert parts.losses() == pytest.approx(whole.losses(), rel=1e-3)
+
+
+def test_kto_learns_and_its_seed_orders_the_data(train: TrainStage) -> None:
+    stage, other_seed = train("kto"), train("kto", seed=1)
+    assert stage.metrics.updates == len(stage.losses())
+    assert stage.losses()[-1] < stage.losses()[0]
+    assert other_seed.losses() != stage.losses()
 
 
 @pytest.mark.parametrize("method", ["dpo", "kto"])
-def test_a_banked_reference_gives_what_a_live_one_gives(
-    method: str, train: Callable[..., tuple[Record, Path, Store]]
-) -> None:
-    banked, output, store = train(method, resources__workers=2)
-    live, live_output, _ = train(method, resources__workers=2, resources__reference="live")
-    assert banked["step_id"] == live["step_id"]
-    assert losses(output) == pytest.approx(losses(live_output), rel=1e-4)
-    assert banked["metrics"]["reference_max_difference"] < 1e-3
-    assert live["metrics"]["reference_max_difference"] is None
-    bank = store.record(banked["parents"]["reference"])
-    assert bank is not None
-    assert bank["workers"] == 2
-    metrics = banked["metrics"]
-    assert metrics["examples_per_second"] == pytest.approx(metrics["updates"] * 64 / metrics["training_seconds"])
-    assert metrics["flops_per_second"] == pytest.approx(6 * metrics["parameters"] * metrics["tokens_per_second"])
-    assert 0 <= metrics["padding_share"] < 1
+def test_a_precomputed_reference_gives_the_losses_of_a_live_one(method: str, train: TrainStage) -> None:
+    precomputed, live = train(method), train(method, resources__reference="live")
+    assert precomputed.record.step_id == live.record.step_id
+    assert precomputed.losses() == pytest.approx(live.losses(), rel=1e-4)
+    assert precomputed.metrics.reference_max_difference is not None
+    assert precomputed.metrics.reference_max_difference < 1e-3
+    assert live.metrics.reference_max_difference is None
+    reference = precomputed.store.record(precomputed.record.parents["reference"])
+    assert reference is not None
+    assert isinstance(reference.metrics, ReferenceMetrics)
+    assert reference.metrics.examples == precomputed.metrics.examples_per_epoch
 
 
-def change_bank(base: Path, root: Path, change: Callable[[list[float]], list[float]]) -> tuple[Runner, str]:
-    """A store at `root` with other values in the bank of the helpfulness stage; what is to run there."""
-    shutil.copytree(base, root / "store")
-    plan, store = stage_plan(), Store(root / "store")
-    runner = Runner(plan, store, "test", executor.execute)
-    step = plan.steps[plan.trials[1].policy["policy"]]
-    runner.ensure(step.parents["reference"])
-    path = store.output(step.parents["reference"]) / "reference.parquet"
-    table = pq.read_table(path)
-    values = pa.array(change(table["ref_chosen_logps"].to_pylist()), pa.float32())
-    pq.write_table(table.set_column(table.column_names.index("ref_chosen_logps"), "ref_chosen_logps", values), path)
-    record = store.folder(step.parents["reference"]) / "record.json"
-    content = json.loads(record.read_text())
-    content["files"]["reference.parquet"] = file_digest(path)
-    record.write_text(json.dumps(content))
-    return runner, step.id
+def test_throughput_follows_from_updates_tokens_and_seconds(train: TrainStage) -> None:
+    metrics = train().metrics
+    throughput = metrics.throughput
+    assert throughput is not None
+    examples_per_second = metrics.updates * 64 / throughput.training_seconds
+    assert throughput.examples_per_second == pytest.approx(examples_per_second)
+    flops_per_second = 6 * throughput.parameters * throughput.tokens_per_second
+    assert throughput.flops_per_second == pytest.approx(flops_per_second)
+    assert 0 <= throughput.padding_fraction < 1
 
 
 def test_a_reference_of_another_policy_is_refused(base: Path, tmp_path: Path) -> None:
-    runner, step = change_bank(base, tmp_path, lambda values: [value - 50.0 for value in values])
+    runner, step = change_reference(base, tmp_path, in_process.execute, lambda values: [v - 50.0 for v in values])
     with pytest.raises(StepError, match="belong to another policy or other data"):
         runner.ensure(step)
 
 
-def test_a_loss_that_is_no_number_fails_the_stage_where_it_comes_up(base: Path, tmp_path: Path) -> None:
-    """One example's reference is none, in whichever update its turn is."""
-    runner, step = change_bank(base, tmp_path, lambda values: [*values[:-1], math.nan])
+def test_a_loss_that_is_not_finite_fails_the_stage_at_its_update(base: Path, tmp_path: Path) -> None:
+    """The reference of one example is NaN, in whichever update the example comes."""
+    runner, step = change_reference(base, tmp_path, in_process.execute, lambda values: [*values[:-1], math.nan])
     with pytest.raises(StepError, match=r"diverged at update [2-8] of 8: the loss is nan"):
         runner.ensure(step)
+
+
+def test_a_diverged_stage_fails_with_its_reason(train: TrainStage) -> None:
+    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller"):
+        train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9)
 
 
 def test_class_weights_make_both_classes_weigh_the_same() -> None:
@@ -186,67 +122,22 @@ def test_class_weights_make_both_classes_weigh_the_same() -> None:
         class_weights([True] * 4)
 
 
-def test_a_diverged_stage_fails_with_its_reason_and_leaves_nothing_behind(
-    train: Callable[..., tuple[Record, Path, Store]],
+def test_an_interrupted_stage_resumes_from_its_checkpoint(
+    train: TrainStage, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller") as raised:
-        train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9, resources__workers=2)
-    assert "died" not in str(raised.value), "it is told at once, not tried again"
-    assert free_again()
+    changes = {"resources__checkpoint_steps": 8, "training__dpo__epochs": 3}
+    keep = LocalCheckpoints.keep
 
+    def keep_and_interrupt(self: LocalCheckpoints, folder: Path, update: int) -> None:
+        keep(self, folder, update)
+        raise KeyboardInterrupt
 
-def free_again(timeout: float = 60.0) -> bool:
-    """Whether all CPUs are free and no placement group is alive within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        groups = [g for g in ray.util.placement_group_table().values() if g["state"] in ("CREATED", "PENDING")]
-        if ray.available_resources().get("CPU") == 2.0 and not groups:
-            return True
-        time.sleep(0.5)
-    return False
-
-
-@pytest.mark.parametrize("damaged", [None, "*/checkpoint_*/**/*.pt", f"*/{SNAPSHOT}"], ids=["", "checkpoint", "list"])
-def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
-    train: Callable[..., tuple[Record, Path, Store]], base: Path, tmp_path: Path, damaged: str | None
-) -> None:
-    """`kill -9` of one of two workers mid-stage: the stage resumes and ends with the weights of an undisturbed one.
-
-    Where the checkpoint, or the controller's list, was cut off meanwhile, it is not trusted: the stage begins anew.
-    """
-    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 15}
-    _, calm, _ = train(**changes)
-    plan = stage_plan(**changes)
-    step = plan.trials[1].policy["policy"]
-    killed, cut = threading.Event(), list[Path]()
-
-    def kill() -> None:
-        scratch = Path(Store(tmp_path).scratch(step))
-        while not known(scratch):
-            time.sleep(0.05)
-        os.kill(train_workers()[0], signal.SIGKILL)
-        for path in scratch.glob(damaged) if damaged else ():
-            os.truncate(path, path.stat().st_size // 2)
-            cut.append(path)
-        killed.set()
-
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    record, output, _ = train_in(tmp_path, base, **changes)
-    assert killed.is_set()
-    assert record["metrics"]["resumed"] is not bool(damaged)
-    assert bool(cut) is bool(damaged)
-    assert not list(place().glob(f"{step}-*")), "the killed worker's folder is gone too"
-    assert losses(output) == losses(calm)
-    assert all(torch.equal(value, weights(calm)[name]) for name, value in weights(output).items())
-
-
-def test_a_guard_that_a_killed_build_left_behind_holds_nobody_up() -> None:
-    """torch's own guard file with no process behind it, for which every later stage would wait for ever."""
-    code = (
-        "import os, sys; from pathlib import Path; os.environ['DS_ACCELERATOR'] = 'cpu'; "
-        "os.environ['PATH'] = f'{Path(sys.executable).parent}:' + os.environ['PATH']; "
-        "from sacpo.cluster.trainer import load_operator, operator_folder; guard = operator_folder() / 'lock'; "
-        "guard.touch(); load_operator(); assert not guard.exists()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200, cwd=ROOT)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalCheckpoints, "keep", keep_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_in(tmp_path, base, in_process.execute, **changes)
+    resumed, intact = train_in(tmp_path, base, in_process.execute, **changes), train(**changes)
+    assert resumed.metrics.resumed
+    assert not intact.metrics.resumed
+    assert resumed.losses() == intact.losses()
+    assert all(torch.equal(value, intact.weights()[name]) for name, value in resumed.weights().items())

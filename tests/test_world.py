@@ -1,4 +1,4 @@
-"""The synthetic world: its exact numbers hold by construction, and its data is what it says."""
+"""The synthetic world: its exact values agree with direct sums, and its data follow the stated distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def sft() -> synthetic.Array:
     return np.asarray(0.99 * raw)  # a policy leaves some mass outside the answers
 
 
-def test_reward_and_safety_conflict_on_risky_prompts_and_hardly_matter_together_on_benign() -> None:
+def test_reward_and_safety_conflict_on_risky_prompts_and_safety_hardly_varies_on_benign_ones() -> None:
     risky = [i for i, (_, category) in enumerate(PROMPTS) if category == "risky"]
     benign = [i for i, (_, category) in enumerate(PROMPTS) if category == "benign"]
     assert np.corrcoef(REWARD[risky].ravel(), SAFETY[risky].ravel())[0, 1] < -0.8
@@ -25,7 +25,7 @@ def test_reward_and_safety_conflict_on_risky_prompts_and_hardly_matter_together_
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.0), (0.5, 0.25), (0.5, 1.0), (0.0, 0.5)])
-def test_the_optimum_has_share_one_the_sft_policy_none_and_nothing_is_above(
+def test_the_optimum_has_share_one_the_sft_policy_zero_and_no_policy_more(
     sft: synthetic.Array, weights: tuple[float, float]
 ) -> None:
     best = synthetic.optimum(sft, *weights)
@@ -38,14 +38,14 @@ def test_the_optimum_has_share_one_the_sft_policy_none_and_nothing_is_above(
 
 
 def test_the_order_of_re_alignment_does_not_matter(sft: synthetic.Array) -> None:
-    """Paper, Theorem 1: tilting by r/beta and then g lambda/beta is the optimum, in either order."""
+    """Paper, Theorem 1: tilting by r/beta and then g lambda/beta is the optimum in both orders."""
     one_way = synthetic.optimum(synthetic.optimum(sft, 0.5, 0.0), 0.0, 0.25)
     other_way = synthetic.optimum(synthetic.optimum(sft, 0.0, 0.25), 0.5, 0.0)
     np.testing.assert_allclose(one_way, other_way)
     np.testing.assert_allclose(one_way, synthetic.optimum(sft, 0.5, 0.25))
 
 
-def test_exact_numbers_are_those_of_a_direct_sum(sft: synthetic.Array) -> None:
+def test_exact_values_equal_direct_sums(sft: synthetic.Array) -> None:
     policy = synthetic.optimum(sft, 0.5, 0.5) * 0.9
     exact = synthetic.measure(policy, sft)
     p, q = policy / 0.9, sft / 0.99
@@ -84,7 +84,22 @@ def test_a_garbled_response_is_outside_the_answers_and_loses(sft: synthetic.Arra
     assert all(row["response_0"] != row["response_1"] for row in rows)
 
 
-def test_the_same_seed_gives_the_same_data_and_another_gives_other(sft: synthetic.Array) -> None:
+def test_the_seed_determines_the_data(sft: synthetic.Array) -> None:
     assert synthetic.sample_preferences(sft, 50, 0.1, 3) == synthetic.sample_preferences(sft, 50, 0.1, 3)
     assert synthetic.sample_preferences(sft, 50, 0.1, 3) != synthetic.sample_preferences(sft, 50, 0.1, 4)
     assert synthetic.demonstrations(50, 0) != synthetic.demonstrations(50, 1)
+
+
+def test_gold_scores_of_the_criteria() -> None:
+    prompt = PROMPTS[0][0]
+    best, worst = synthetic.extremes(prompt, "helpfulness")
+    assert (
+        synthetic.gold_score(prompt, best, "helpfulness") == synthetic.gold_scores(prompt, best)[0] == REWARD[0].max()
+    )
+    assert synthetic.gold_score(prompt, worst, "helpfulness") == REWARD[0].min()
+    assert synthetic.gold_score(prompt, best, "harmlessness") == synthetic.gold_scores(prompt, best)[1]
+    assert synthetic.gold_score(prompt, best, "compliance") == 1.0
+    assert synthetic.gold_score(prompt, worst, "compliance") == 0.0
+    assert synthetic.gold_score(prompt, "garbled", "compliance") == 0.0
+    with pytest.raises(ValueError, match="unknown criterion 'wit'"):
+        synthetic.gold_score(prompt, best, "wit")

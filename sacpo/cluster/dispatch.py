@@ -1,170 +1,193 @@
-"""The sweep's one dispatcher: an actor that says which step is next, by `sacpo.planning.schedule`.
+"""The dispatcher of a sweep: an actor that decides which step runs next, by `sacpo.planning.schedule`.
 
-Steps that hold workers' places it starts itself and waits for, a thread each, so that as many can be under way as there
-are places, in one process. Light steps (tokenising, gold values, an LLM endpoint's calls) it hands to the trials.
+The dispatcher itself starts the steps that hold worker slots and waits for each in a thread, so that one process can
+have as many under way as there are slots. Trials ask it for driver-side steps (tokenising, gold values, calls to an LLM
+endpoint) and carry them out in their own processes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import ray
 
-from sacpo.cluster.metrics import Metrics
+from sacpo.cluster.metrics import SweepMetrics
 from sacpo.errors import StepError
 from sacpo.execution.runner import Runner
-from sacpo.planning.schedule import Schedule, nodes
-
-_REST_S = {"elsewhere": 1.0, "trouble": 5.0, "lost": 0.0}  # until a step is offered again
-_PATIENCE = 24  # troubles (the store cannot be reached, a disk is full) until a step counts as failed
+from sacpo.planning.records import JudgeMetrics
+from sacpo.planning.schedule import Pool, Schedule, scheduled_steps
 
 
-class Outcome(NamedTuple):
-    """How a step ended.
+class StepOutcome(enum.Enum):
+    """How an attempt at a step ended."""
+
+    DONE = "its record is in the store"
+    FAILED = "its failure, or that of a step that it depends on, is in the store"
+    HELD_BY_OTHER = "another sweep has claimed it"
+    STORE_ERROR = "no outcome could be recorded: the store is out of reach, or a disk is full"
+    WORKER_LOST = "the process that carried it out died"
+
+
+_RETRY_AFTER_S = {StepOutcome.HELD_BY_OTHER: 1.0, StepOutcome.STORE_ERROR: 5.0, StepOutcome.WORKER_LOST: 0.0}
+_MAX_STORE_ERRORS = 24  # attempts at one step that may end with STORE_ERROR before it counts as failed
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """The end of an attempt at a step.
 
     Attributes:
-        how: `done`, `failed`, `elsewhere` if another sweep is at it, `trouble` if no outcome could be kept, or `lost`
-            with the process that was at it.
-        why: What the trouble was.
-        device_seconds: What the sweep spent on it.
-        verdicts: What judges said in it.
+        outcome: How it ended.
+        reason: The error, for STORE_ERROR.
+        device_seconds: Seconds x accelerators that this sweep spent on it.
+        verdicts: Verdicts that this sweep obtained in it.
     """
 
-    how: str
-    why: str = ""
+    outcome: StepOutcome
+    reason: str = ""
     device_seconds: float = 0.0
     verdicts: int = 0
 
 
-def attempt(runner: Runner, step: str) -> Outcome:
-    """Carry a step out."""
+def attempt_step(runner: Runner, step_id: str) -> AttemptResult:
+    """Carry a step out, unless it is done or claimed. Raises no error: the result says what went wrong."""
     try:
-        record = runner.attempt(step)
+        record = runner.attempt(step_id)
     except StepError:
-        return Outcome("failed")
+        return AttemptResult(StepOutcome.FAILED)
     except Exception as error:
-        logging.getLogger(__name__).exception("%s: no outcome could be kept", step)
-        return Outcome("trouble", why=str(error) or type(error).__name__)
+        logging.getLogger(__name__).exception("%s: no outcome could be recorded", step_id)
+        return AttemptResult(StepOutcome.STORE_ERROR, reason=str(error) or type(error).__name__)
     if record is None:
-        return Outcome("elsewhere")
-    if record["run"] != runner.run:
-        return Outcome("done")
-    return Outcome("done", "", record["device_seconds"], record["metrics"].get("verdicts", 0))
+        return AttemptResult(StepOutcome.HELD_BY_OTHER)
+    if record.run != runner.run:
+        return AttemptResult(StepOutcome.DONE)
+    verdicts = record.metrics.verdicts if isinstance(record.metrics, JudgeMetrics) else 0
+    return AttemptResult(StepOutcome.DONE, device_seconds=record.device_seconds, verdicts=verdicts)
 
 
 @ray.remote
 class Dispatcher:
-    """Its state is what the store says, so that it can begin anew at any time.
+    """Hands out a sweep's steps. Its state can be rebuilt from the store, so that Ray may restart it at any time.
 
     Args:
         runner: Carries steps out.
-        left: Ids of the trials that will ask.
-        workers: Workers' places.
-        light: Light steps that may be under way at once.
+        trial_ids: The trials that will ask for steps.
+        worker_slots: Worker slots that steps may hold at once.
+        driver_steps: Driver-side steps that may run at once.
     """
 
-    def __init__(self, runner: Runner, left: Sequence[str], workers: int, light: int) -> None:
+    def __init__(self, runner: Runner, trial_ids: Sequence[str], worker_slots: int, driver_steps: int) -> None:
         plan = runner.plan
         self._runner = runner
-        asked = set(left)
-        self._targets = {trial.trial_id: plan.required_steps(trial) for trial in plan.trials if trial.trial_id in asked}
-        done = set(runner.store.records(plan.steps))  # of what failed in this run, the next attempt says so at once
-        wanted = [step for steps in self._targets.values() for step in steps]
-        self._schedule = Schedule(nodes(plan), wanted, done, workers, light)
-        self._held: dict[str, str] = {}  # by trial
-        self._light = light
-        self._started: set[str] = set()
-        self._present: set[str] = set()
-        self._troubles: dict[str, list[str]] = {}
-        self._metrics = Metrics(runner.run)
-        self._news = asyncio.Condition()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="step")
+        trials = [trial for trial in plan.trials if trial.trial_id in set(trial_ids)]
+        self._targets = {trial.trial_id: plan.required_steps(trial) for trial in trials}
+        targets = [step_id for required in self._targets.values() for step_id in required]
+        done = set(runner.store.records(plan.steps))  # failures of this run are found again by the next attempt
+        self._schedule = Schedule(scheduled_steps(plan), targets, done, worker_slots, driver_steps)
+        self._driver_steps = driver_steps
+        self._step_of_trial: dict[str, str] = {}
+        self._started_trials: set[str] = set()
+        self._running_trials: set[str] = set()
+        self._store_errors: dict[str, list[str]] = {}
+        self._metrics = SweepMetrics(runner.run)
+        self._changed = asyncio.Condition()
+        self._threads = ThreadPoolExecutor(worker_slots, thread_name_prefix="step")
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, trial: str, ended: Outcome | None) -> str | None:
-        """The next light step for a trial, once there is one; none when the trial may leave.
+    async def next_driver_step(self, trial_id: str, previous: AttemptResult | None) -> str | None:
+        """Wait for the next driver-side step.
 
-        It may when its own steps are resolved and as many trials are there as may be: Tune hands its process to the next
-        one, but of two that leave at once it ends one process to start another. The last trials stay and help until all
-        is resolved.
+        A trial may exit once its own steps are resolved and the concurrency limit is reached, so that Tune reuses its
+        process for the next trial. Below the limit it stays: Tune ends one process to start another if two trials exit
+        at once. The last trials stay and help until all steps are resolved.
 
         Args:
-            trial: The trial's id.
-            ended: How the step ended that it was handed before; none at its beginning.
+            trial_id: The trial that asks.
+            previous: The end of the step that this trial was handed before; None at its start.
+
+        Returns:
+            The step's id; None if the trial may exit.
         """
-        self._started.add(trial)
-        self._present.add(trial)
-        async with self._news:
-            step = self._held.pop(trial, None)
-            if step is not None:
-                self._end(step, ended or Outcome("lost"))
-            self._go_on()
-            while not self._may_leave(trial):
-                step = self._schedule.take(holds=False)
-                if step is not None:
-                    self._held[trial] = step
-                    return step
-                await self._news.wait()
-            self._present.discard(trial)
+        self._started_trials.add(trial_id)
+        self._running_trials.add(trial_id)
+        async with self._changed:
+            held = self._step_of_trial.pop(trial_id, None)
+            if held is not None:  # a restarted trial does not know how its step ended
+                self._end_step(held, previous or AttemptResult(StepOutcome.WORKER_LOST))
+            self._start_ready_steps()
+            while not self._may_exit(trial_id):
+                step_id = self._schedule.pop_ready(Pool.DRIVER)
+                if step_id is not None:
+                    self._step_of_trial[trial_id] = step_id
+                    return step_id
+                await self._changed.wait()
+            self._running_trials.discard(trial_id)
         return None
 
-    def _may_leave(self, trial: str) -> bool:
-        if self._schedule.over():
+    def _may_exit(self, trial_id: str) -> bool:
+        if self._schedule.is_finished():
             return True
-        followed = len(self._present) >= self._light and len(self._started) < len(self._targets)
-        return followed and self._schedule.over(self._targets[trial])
+        trials_wait = len(self._started_trials) < len(self._targets)
+        at_limit = len(self._running_trials) >= self._driver_steps
+        return trials_wait and at_limit and self._schedule.is_finished(self._targets[trial_id])
 
-    async def lost(self, trial: str) -> None:
-        """The trial is gone for good; others go on with what it held."""
-        async with self._news:
-            self._present.discard(trial)
-            if trial in self._held:
-                self._end(self._held.pop(trial), Outcome("lost"))
-                self._go_on()
+    async def drop_trial(self, trial_id: str) -> None:
+        """Take a trial out that will not come back; another one gets the step that it held."""
+        async with self._changed:
+            self._running_trials.discard(trial_id)
+            if trial_id in self._step_of_trial:
+                self._end_step(self._step_of_trial.pop(trial_id), AttemptResult(StepOutcome.WORKER_LOST))
+                self._start_ready_steps()
 
     async def resolved(self) -> set[str]:
-        """The steps of which the store says how they ended; and those that need one that failed."""
+        """The steps that are done, have failed, or depend on a failed step."""
         return self._schedule.resolved()
 
     async def given_up(self) -> dict[str, str]:
-        """Steps of which no outcome could be kept, again and again, and why the last time."""
-        return {step: said[-1] for step, said in self._troubles.items() if len(said) >= _PATIENCE}
+        """Steps that ended with too many store errors, and the last error of each."""
+        return {
+            step_id: reasons[-1] for step_id, reasons in self._store_errors.items() if len(reasons) >= _MAX_STORE_ERRORS
+        }
 
-    def _go_on(self) -> None:
-        """Start all steps that hold workers' places and may start now; those who wait for a light one look again."""
-        while (step := self._schedule.take(holds=True)) is not None:
-            self._keep(self._carry_out(step))
-        self._metrics.states(self._schedule.states())
-        self._news.notify_all()
+    def _start_ready_steps(self) -> None:
+        """Start every step that holds worker slots and may start now; wake the trials that wait for a step."""
+        while (step_id := self._schedule.pop_ready(Pool.WORKERS)) is not None:
+            self._spawn(self._carry_out(step_id))
+        self._metrics.set_states(self._schedule.states())
+        self._changed.notify_all()
 
-    async def _carry_out(self, step: str) -> None:
-        outcome = await asyncio.get_running_loop().run_in_executor(self._pool, attempt, self._runner, step)
-        async with self._news:
-            self._end(step, outcome)
-            self._go_on()
+    async def _carry_out(self, step_id: str) -> None:
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._threads, attempt_step, self._runner, step_id)
+        async with self._changed:
+            self._end_step(step_id, result)
+            self._start_ready_steps()
 
-    def _end(self, step: str, outcome: Outcome) -> None:
-        self._metrics.spent(outcome.device_seconds, outcome.verdicts)
-        if outcome.how == "trouble":
-            self._troubles.setdefault(step, []).append(outcome.why)
-        if outcome.how in ("done", "failed") or len(self._troubles.get(step, ())) >= _PATIENCE:
-            self._schedule.finish(step, well=outcome.how == "done")
+    def _end_step(self, step_id: str, result: AttemptResult) -> None:
+        self._metrics.add_step(result.device_seconds, result.verdicts)
+        if result.outcome is StepOutcome.STORE_ERROR:
+            self._store_errors.setdefault(step_id, []).append(result.reason)
+        given_up = len(self._store_errors.get(step_id, ())) >= _MAX_STORE_ERRORS
+        if given_up or result.outcome in (StepOutcome.DONE, StepOutcome.FAILED):
+            self._schedule.finish(step_id, succeeded=result.outcome is StepOutcome.DONE)
         else:
-            self._schedule.rest(step)
-            self._keep(self._offer(step, _REST_S[outcome.how]))
+            self._schedule.suspend(step_id)
+            self._spawn(self._requeue(step_id, _RETRY_AFTER_S[result.outcome]))
 
-    async def _offer(self, step: str, after: float) -> None:
-        await asyncio.sleep(after)
-        async with self._news:
-            self._schedule.offer(step)
-            self._go_on()
+    async def _requeue(self, step_id: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        async with self._changed:
+            self._schedule.requeue(step_id)
+            self._start_ready_steps()
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
-        """Run beside; the loop itself keeps no reference to its tasks."""
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Run a coroutine in the background; the event loop itself keeps only a weak reference to a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

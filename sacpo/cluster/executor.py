@@ -1,7 +1,7 @@
-"""Where each kind of step is carried out on a Ray cluster, and what it holds while it works.
+"""The executor of a Ray cluster: where each step runs, by what its kind holds (`sacpo.planning.kinds.Holds`).
 
-`train` gets a worker group (`sacpo.cluster.trainer`). Steps that load a model are Ray tasks and hold what one worker
-holds. The rest is light and runs in the process that asks, so that it never waits for an accelerator.
+A worker group is Ray Train's (`sacpo.cluster.trainer`), or separate tasks if the kind is sharded. Other steps that hold
+something are one Ray task. Driver-side steps run in the process that asks, so that they never wait for an accelerator.
 """
 
 from __future__ import annotations
@@ -12,46 +12,53 @@ from typing import Any
 import ray
 
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import REFERENCE, VERDICTS
-from sacpo.execution.in_process import in_process, join
-from sacpo.execution.job import ON_CPU, Job, workers_held
+from sacpo.execution.in_process import carry_out_logged, join_shards
+from sacpo.execution.job import Job
+from sacpo.planning.kinds import KINDS, Holds, holds, worker_slots
+from sacpo.planning.records import StepResult
 
-_SHARDED = {"judge": VERDICTS, "reference": REFERENCE}  # what each shard writes a part of
 
-
-def execute(kind: str, job: Job) -> dict[str, Any]:
+def execute(job: Job[Any]) -> StepResult:
     """Carry a job out on the cluster; see `sacpo.execution.runner.Executor`.
 
     Raises:
-        StepError: it failed; the message is the reason.
+        StepError: the step failed; the message is the reason.
     """
-    if kind == "train":
-        from sacpo.cluster import trainer  # brings torch, which processes that only wait do without
+    held = holds(job.step.kind, job.payload)
+    if held is Holds.NOTHING:
+        return carry_out_logged(job)
+    shard_file = KINDS[job.step.kind].shard_file
+    if held is Holds.WORKER_GROUP and shard_file is None:
+        from sacpo.cluster import trainer  # imports torch, which processes that only wait do without
 
         return trainer.train(job)
-    resources = job.resources
-    shards = workers_held(kind, job.payload, resources)
-    if not shards:
-        return in_process(kind, job)
+    results = _run_tasks(job, worker_slots(job.step.kind, job.payload, job.resources))
+    if len(results) == 1:
+        return results[0]
+    assert shard_file is not None, "only a kind with a shard file is split"
+    return join_shards(job, shard_file, results)
+
+
+def _run_tasks(job: Job[Any], count: int) -> list[StepResult]:
+    """Run a step as `count` tasks, each with one shard and the resources of one worker."""
+    needs_accelerator = holds(job.step.kind, job.payload) is not Holds.CPU_TASK
     task = _task.options(
-        scheduling_strategy="DEFAULT",  # not in the asking trial's placement group, which holds nothing
-        num_cpus=resources["cpus_per_worker"],
-        num_gpus=resources["gpus_per_worker"] if kind not in ON_CPU else 0,
-        max_retries=resources["max_restarts"],
-        name=job.step_id,
+        scheduling_strategy="DEFAULT",  # outside the calling trial's placement group, which has no CPUs
+        num_cpus=job.resources.cpus_per_worker,
+        num_gpus=job.resources.gpus_per_worker if needs_accelerator else 0,
+        max_retries=job.resources.max_restarts,
+        name=job.step.id,
     )
     try:
-        facts: list[dict[str, Any]] = ray.get(
-            [task.remote(kind, replace(job, shard=(i, shards))) for i in range(shards)]
-        )
+        results: list[StepResult] = ray.get([task.remote(replace(job, shard=(i, count))) for i in range(count)])
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else StepError(str(error)) from error
     except ray.exceptions.WorkerCrashedError as error:
-        raise StepError(f"the worker died {resources['max_restarts'] + 1} times") from error
-    return facts[0] if shards == 1 else join(job, _SHARDED[kind], facts)
+        raise StepError(f"the worker died {job.resources.max_restarts + 1} times") from error
+    return results
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _task(kind: str, job: Job) -> dict[str, Any]:
-    facts = in_process(kind, job)
-    return facts if job.store.cache is None else facts | {"files": job.keep()}
+def _task(job: Job[Any]) -> StepResult:
+    result = carry_out_logged(job)
+    return result if job.store.cache is None else result.model_copy(update={"files": job.upload()})

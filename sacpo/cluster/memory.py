@@ -1,8 +1,8 @@
-"""Memory and disk that a plan cannot do without, and what there is.
+"""Memory and disk space that a plan needs at least, compared with what the cluster has.
 
-What is refused is what can never fit: a training's parameters, gradients and optimizer states, and the files of the
-trained policies. Activations and logits depend on how long the texts really are; they are estimated at full length and
-only told.
+A plan is refused if it can never fit: parameters, gradients and optimizer states of a training step, or the files of
+the trained policies. Activations and logits depend on the lengths of the texts; they are estimated at full length and
+only reported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sacpo.errors import SacpoError, first_line
+from sacpo.planning.payloads import AnyTrainPayload
 from sacpo.planning.plan import Plan, Step
+from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import PretrainedModel, SyntheticModel
 from sacpo.steps.batch import Batch
 from sacpo.synthetic.world import SENTENCES
@@ -24,14 +26,14 @@ _GB = 1e9
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A causal language model's sizes.
+class ModelSize:
+    """Sizes of a causal language model.
 
     Attributes:
-        parameters: How many.
-        layers: Transformer blocks.
-        width: Of the residual stream.
-        vocabulary: Tokens that logits are over.
+        parameters: Number of parameters.
+        layers: Number of transformer blocks.
+        width: Width of the residual stream.
+        vocabulary: Number of tokens that logits are computed for.
     """
 
     parameters: int
@@ -40,16 +42,19 @@ class Shape:
     vocabulary: int
 
 
-def shape(model: SyntheticModel | PretrainedModel) -> Shape | None:
-    """A model's sizes, from its configuration alone; none where that cannot be had from here.
+def model_size(model: SyntheticModel | PretrainedModel) -> ModelSize | None:
+    """Sizes of a model, from its configuration alone.
+
+    Returns:
+        None for a hub id that cannot be read from this machine; the nodes may be able to read it.
 
     Raises:
-        SacpoError: the folder's configuration is none of a causal language model.
+        SacpoError: the folder has no configuration of a causal language model.
     """
     if isinstance(model, SyntheticModel):
         width, vocabulary = model.hidden_size, len(SENTENCES) + _SPECIAL_TOKENS
         block = 4 * width**2 + 3 * width * 2 * width + 2 * width  # attention, gated MLP of twice the width, norms
-        return Shape(2 * vocabulary * width + model.layers * block + width, model.layers, width, vocabulary)
+        return ModelSize(2 * vocabulary * width + model.layers * block + width, model.layers, width, vocabulary)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -59,98 +64,106 @@ def shape(model: SyntheticModel | PretrainedModel) -> Shape | None:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         text = config.get_text_config()
-        return Shape(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+        return ModelSize(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
     except Exception as error:
-        if not Path(model.path).exists():  # a hub id: a node may reach what we do not
+        if not Path(model.path).exists():
             return None
         raise SacpoError(
-            f"model.path {model.path}: no causal language model's configuration can be read from it "
+            f"model.path {model.path}: no configuration of a causal language model can be read from it "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
-def trainings(plan: Plan, done: Collection[str]) -> list[Step]:
-    """Those that are still to be carried out."""
-    return [step for step in plan.steps.values() if step.kind == "train" and step.id not in done]
+def remaining_trainings(plan: Plan, done: Collection[str]) -> dict[str, tuple[Step, AnyTrainPayload]]:
+    """Training steps that are not done, with their payloads, by id."""
+    return {
+        step.id: (step, step.payload)
+        for step in plan.steps.values()
+        if step.id not in done and isinstance(step.payload, AnyTrainPayload)
+    }
 
 
-def states(step: Step, sizes: Shape, plan: Plan) -> float:
-    """Bytes of parameters, gradients and optimizer states that each worker of a training holds.
+def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
+    """Bytes of parameters, gradients and optimizer states that each worker of a training step holds.
 
-    ZeRO (Rajbhandari et al. 2020, section 3.1): 16 bytes a parameter for AdamW with float32 states, over all workers;
-    plain data parallelism keeps all on every worker, its states in the model's own type.
+    ZeRO (Rajbhandari et al. 2020, section 3.1): 16 bytes per parameter for AdamW with float32 states, divided among all
+    workers. Plain data parallelism keeps everything on every worker, with states in the model's own number format.
     """
-    resources, size = plan.space.resources, _BYTES[step.payload["dtype"]]
+    resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
     zero3 = resources.sharding == "zero3"
-    total = sizes.parameters * (16 if zero3 else 4 * size)
+    total = size.parameters * (16 if zero3 else 4 * bytes_per_number)
     if resources.reference == "live" and "reference" in step.parents:
-        total += sizes.parameters * size
+        total += size.parameters * bytes_per_number
     return total / (resources.workers if zero3 else 1)
 
 
-def activations(step: Step, sizes: Shape, plan: Plan) -> float:
-    """Bytes that one forward pass leaves for the backward one, where every text has `data.max_length` tokens.
+def activation_bytes(payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
+    """Bytes that one forward pass keeps for the backward pass if every text has `data.max_length` tokens.
 
-    Korthikanti et al. 2022, equation 2 without the attention matrix, which fused attention does not keep; and logits
-    with their float32 copy.
+    Korthikanti et al. 2022, equation 2 without the attention matrix, which fused attention does not keep; plus the
+    logits and their float32 copy.
     """
-    size = _BYTES[step.payload["dtype"]]
-    resources = plan.space.resources
-    texts = 1 if step.payload["method"] == "sft" else 2
-    rows = texts * Batch.of(step.payload, resources.model_dump(), resources.workers).per_device
-    block = 2 if step.payload["settings"]["gradient_checkpointing"] else 34
-    a_token = sizes.layers * sizes.width * block * size / 2 + sizes.vocabulary * (size + 4)
-    return rows * plan.space.data.max_length * a_token
+    bytes_per_number, resources = _BYTES[payload.dtype], plan.space.resources
+    texts = METHODS[payload.method].texts_per_example
+    rows = texts * Batch.of(payload, resources, resources.workers).per_device
+    block = 2 if payload.settings.gradient_checkpointing else 34
+    per_token = size.layers * size.width * block * bytes_per_number / 2 + size.vocabulary * (bytes_per_number + 4)
+    return rows * plan.space.data.max_length * per_token
 
 
-def check(
-    plan: Plan, sizes: Shape, done: Collection[str], memory: float | None, device: str, store: Path | None
+def check_fits(
+    plan: Plan, size: ModelSize, done: Collection[str], memory: float | None, device: str, folder: Path | None
 ) -> list[str]:
-    """What may turn out too large.
+    """Refuse a plan whose training steps or files can never fit.
 
     Args:
         plan: The plan.
-        sizes: The model's.
-        done: Steps that need not be carried out.
-        memory: Bytes that one worker may have at most on the largest node; none where nobody knows.
-        device: What has that memory, in words.
-        store: The store's folder, or that of its cache; none if it is not on this machine.
+        size: Sizes of the model.
+        done: Steps that are done already.
+        memory: Bytes that one worker can have at most, on the largest node; None if unknown.
+        device: The device that has this memory, for messages.
+        folder: Folder of the store or of its cache; None if it is not on this machine.
+
+    Returns:
+        Notes about training steps that may run out of memory.
 
     Raises:
-        SacpoError: names what cannot fit and the settings that would make it.
+        SacpoError: names the step that cannot fit and the settings that help.
     """
-    left = trainings(plan, done)
-    if not left:
+    remaining = remaining_trainings(plan, done)
+    if not remaining:
         return []
-    notes = []
-    largest = max(left, key=lambda step: states(step, sizes, plan))
-    least = states(largest, sizes, plan)
-    if memory is not None and least > memory:
+    states = {step_id: state_bytes(step, payload, size, plan) for step_id, (step, payload) in remaining.items()}
+    peaks = {
+        step_id: states[step_id] + activation_bytes(payload, size, plan) for step_id, (_, payload) in remaining.items()
+    }
+    if memory is not None and max(states.values()) > memory:
+        largest = max(states, key=states.__getitem__)
         raise SacpoError(
-            f"{largest.label} can never fit: parameters, gradients and optimizer states of "
-            f"{sizes.parameters / _GB:.2g} billion parameters take {least / _GB:.1f} GB on each of "
-            f"{plan.space.resources.workers} workers, and {device} has {memory / _GB:.1f} GB for one; {_ways_out(plan)}"
+            f"{plan.steps[largest].label} can never fit: parameters, gradients and optimizer states of "
+            f"{size.parameters / _GB:.2g} billion parameters take {states[largest] / _GB:.1f} GB on each of "
+            f"{plan.space.resources.workers} workers, and {device} has {memory / _GB:.1f} GB for one; {_way_out(plan)}"
         )
-    widest = max(left, key=lambda step: activations(step, sizes, plan))
-    full = states(widest, sizes, plan) + activations(widest, sizes, plan)
-    if memory is not None and full > memory:
+    notes = []
+    if memory is not None and max(peaks.values()) > memory:
+        largest = max(peaks, key=peaks.__getitem__)
         notes.append(
-            f"{widest.label} may run out of memory: with every text data.max_length tokens long it takes about "
-            f"{full / _GB:.1f} GB a worker, and {device} has {memory / _GB:.1f} GB for one; "
-            "resources.per_device_batch, data.max_length and gradient_checkpointing make it less"
+            f"{plan.steps[largest].label} may run out of memory: if every text has data.max_length tokens, it takes "
+            f"about {peaks[largest] / _GB:.1f} GB per worker, and {device} has {memory / _GB:.1f} GB for one; "
+            "resources.per_device_batch, data.max_length and gradient_checkpointing reduce it"
         )
-    if store is not None:
-        written = len(left) * sizes.parameters * _BYTES[plan.space.model.dtype]
-        free = shutil.disk_usage(next(p for p in (store, *store.parents) if p.exists())).free
-        if written > free:
+    if folder is not None:
+        needed = len(remaining) * size.parameters * _BYTES[plan.space.model.dtype]
+        free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+        if needed > free:
             raise SacpoError(
-                f"{len(left)} trained models of {written / len(left) / _GB:.1f} GB do not fit the "
-                f"{free / _GB:.1f} GB that are free below {store}; give another place with --store"
+                f"{len(remaining)} trained models of {needed / len(remaining) / _GB:.1f} GB do not fit into the "
+                f"{free / _GB:.1f} GB that are free below {folder}; give another location with --store"
             )
     return notes
 
 
-def _ways_out(plan: Plan) -> str:
+def _way_out(plan: Plan) -> str:
     if plan.space.resources.sharding == "ddp":
-        return "resources.sharding: zero3 spreads them over the workers"
-    return "set resources.workers higher, so that each holds a smaller part, or take larger machines or another model"
+        return "resources.sharding: zero3 divides them among the workers"
+    return "set resources.workers higher, so that each holds a smaller part, or use larger machines or a smaller model"

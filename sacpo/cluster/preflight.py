@@ -1,4 +1,4 @@
-"""What must hold before a sweep begins: versions, store and judges on every node, memory and disk for the plan."""
+"""Checks before a sweep starts: versions, store and judges on every node; memory and disk space for the plan."""
 
 from __future__ import annotations
 
@@ -14,138 +14,165 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sacpo.cluster import memory
-from sacpo.cluster.tuner import HEAD
+from sacpo.compat.ray_core import HEAD_RESOURCE
 from sacpo.errors import ClusterError, StoreError
+from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
+from sacpo.spaces.evaluation import LLMJudge
 from sacpo.spaces.space import Resources
-from sacpo.store import backends as storage
+from sacpo.store import backends
 from sacpo.store.step_store import Store
 from sacpo.versions import version
 
-_PATIENCE_S = 300.0
+_NODE_TIMEOUT_S = 300.0
 
 
 @dataclass
-class _Node:
-    """What a node says of itself: what is wrong there, and the bytes of its largest card, if it has one."""
+class NodeReport:
+    """What a node reports about itself.
+
+    Attributes:
+        problems: Reasons why the sweep cannot run there.
+        accelerator_bytes: Memory of its largest accelerator; None if it has none.
+    """
 
     problems: list[str] = field(default_factory=list)
-    card: float | None = None
+    accelerator_bytes: float | None = None
 
 
-def check(plan: Plan, store: Store, versions: dict[str, str], done: Collection[str]) -> list[str]:
-    """Ask every node that is there now; one that joins later is taken at its word.
+def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Collection[str]) -> list[str]:
+    """Check every node of the cluster. Nodes that join later are not checked.
 
     Args:
-        plan: What is to be done.
-        store: The sweep's.
-        versions: Of the driver's packages, by name.
+        plan: The plan.
+        store: The sweep's store.
+        versions: Versions of the driver's packages, by name.
         done: Steps of the plan that are done.
 
     Returns:
-        What may go wrong.
+        Notes about problems that may arise.
 
     Raises:
-        ClusterError: names every node and what is wrong there.
-        SacpoError: the plan's trainings or their files cannot fit.
-        StoreError: the driver itself cannot write the store.
+        ClusterError: names every node that has a problem, with its problems.
+        SacpoError: the plan's training steps or their files cannot fit.
+        StoreError: this process cannot write to the store.
     """
     key, token = f".preflight-{uuid.uuid4().hex}", uuid.uuid4().bytes
     store.files.write(key, token)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    endpoints = sorted(
-        {
-            (step.local["base_url"] or "", step.local["api_key_env"] or "")
-            for step in plan.steps.values()
-            if step.payload.get("judge", {}).get("kind") == "llm" and step.id not in done
-        }
-    )
     try:
-        asked = [
-            _ask.options(
+        pending = [
+            _examine_node.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(store, key, token, versions, endpoints if HEAD in node["Resources"] else [])
+            ).remote(
+                store,
+                key,
+                token,
+                versions,
+                # Driver-side steps, which call the endpoints, run on the head.
+                _endpoints(plan, done) if HEAD_RESOURCE in node["Resources"] else [],
+            )
             for node in nodes
         ]
-        found = [_answer(answer) for answer in asked]
+        reports = [_report(reference) for reference in pending]
     finally:
         store.files.remove(key)
-    wrong = [
+    problems = [
         f"  {node['NodeManagerAddress']}: {problem}"
-        for node, answer in zip(nodes, found, strict=True)
-        for problem in answer.problems
+        for node, report in zip(nodes, reports, strict=True)
+        for problem in report.problems
     ]
-    if wrong:
-        raise ClusterError("\n".join(["the cluster cannot run this sweep as it is:", *wrong]))
-    if not memory.trainings(plan, done):
+    if problems:
+        raise ClusterError("\n".join(["the cluster cannot run this sweep:", *problems]))
+    if not memory.remaining_trainings(plan, done):
         return []
-    sizes = memory.shape(plan.space.model)  # brings torch for a pretrained model
-    if sizes is None:
-        return ["memory was not checked: the model's configuration cannot be read from here"]
+    size = memory.model_size(plan.space.model)  # imports torch for a pretrained model
+    if size is None:
+        return ["memory was not checked: the model's configuration cannot be read from this machine"]
     if plan.space.resources.gpus_per_worker:
-        room = max((answer.card for answer in found if answer.card is not None), default=None)
-        device = "the largest card"
+        accelerators = [report.accelerator_bytes for report in reports if report.accelerator_bytes is not None]
+        available, device = max(accelerators, default=None), "the largest accelerator"
     else:
-        room, device = cpu_memory(nodes, plan.space.resources), "the largest node"
+        available, device = cpu_memory(nodes, plan.space.resources), "the largest node"
     folder = Path(store.uri) if store.cache is None else store.cache.root
-    return memory.check(plan, sizes, done, room, device, folder)
+    return memory.check_fits(plan, size, done, available, device, folder)
+
+
+def _endpoints(plan: Plan, done: Collection[str]) -> list[tuple[str | None, str | None]]:
+    """(base URL, environment variable of the key) of each endpoint that remaining judge steps call."""
+    endpoints: dict[tuple[str | None, str | None], None] = {}
+    for step in plan.steps.values():
+        if isinstance(step.payload, JudgePayload) and step.payload.judge.calls_endpoint and step.id not in done:
+            judge = step.payload.judge
+            assert isinstance(judge, LLMJudge), "another kind of judge with an endpoint needs a check here"
+            endpoints.setdefault((judge.base_url, judge.api_key_env))
+    return list(endpoints)
 
 
 def cpu_memory(nodes: Sequence[dict[str, Any]], resources: Resources) -> float | None:
-    """Bytes for one worker of a group on the node that has most, if all others take what workers they can."""
-    fit = [math.floor(node["Resources"].get("CPU", 0) / resources.cpus_per_worker) for node in nodes]
-    rooms = [
-        node["Resources"].get("memory", 0) / max(1, resources.workers - (sum(fit) - mine))
-        for node, mine in zip(nodes, fit, strict=True)
-        if mine
+    """Bytes that one worker of a group can have, on the node that gives most, if the other nodes take what they can.
+
+    Returns:
+        None if no node has the CPUs of a worker.
+    """
+    capacities = [math.floor(node["Resources"].get("CPU", 0) / resources.cpus_per_worker) for node in nodes]
+    shares = [
+        node["Resources"].get("memory", 0) / max(1, resources.workers - (sum(capacities) - capacity))
+        for node, capacity in zip(nodes, capacities, strict=True)
+        if capacity
     ]
-    return max(rooms, default=None)
+    return max(shares, default=None)
 
 
-def _answer(asked: Any) -> _Node:
+def _report(reference: Any) -> NodeReport:
+    """Wait for a node's report; a node that does not answer has that as its problem."""
     try:
-        found: _Node = ray.get(asked, timeout=_PATIENCE_S)
+        report: NodeReport = ray.get(reference, timeout=_NODE_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
         reason = str(error).strip().splitlines()[-1]
-        return _Node([f"sacpo does not answer there ({reason}); install this project on the node"])
-    return found
+        return NodeReport([f"sacpo cannot be run there ({reason}); install this project on the node"])
+    return report
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _ask(store: Store, key: str, token: bytes, versions: dict[str, str], endpoints: list[tuple[str, str]]) -> _Node:
-    found = _Node()
-    for name, wanted in versions.items():
-        if version(name) != wanted:
-            found.problems.append(
-                f"{name} is {version(name)}, and {wanted} where the sweep was started; install from constraints.txt"
+def _examine_node(
+    store: Store, key: str, token: bytes, versions: dict[str, str], endpoints: list[tuple[str | None, str | None]]
+) -> NodeReport:
+    report = NodeReport()
+    for name, expected in versions.items():
+        installed = version(name)
+        if installed != expected:
+            report.problems.append(
+                f"{name} is {installed}, but {expected} where the sweep was started; install from constraints.txt"
             )
     try:
         if store.files.read(key) != token:
-            found.problems.append(
+            report.problems.append(
                 f"the store {store.uri} is another one there; give a path that every node mounts, or an s3:// URI"
             )
-        storage.check(store.files)
+        backends.check_writable(store.files)
     except StoreError as error:
-        found.problems.append(str(error))
+        report.problems.append(str(error))
     for base_url, api_key_env in endpoints:
         from sacpo.judges.endpoint import problem
 
-        said = problem(base_url or None, api_key_env or None)
-        found.problems += [said] if said is not None else []
-    found.card = _largest_card()
-    return found
+        endpoint_problem = problem(base_url, api_key_env)
+        if endpoint_problem is not None:
+            report.problems.append(endpoint_problem)
+    report.accelerator_bytes = _largest_accelerator()
+    return report
 
 
-def _largest_card() -> int | None:
-    """Bytes of this node's largest accelerator; none where its driver's tool finds none."""
+def _largest_accelerator() -> int | None:
+    """Memory in bytes of this node's largest accelerator; None if nvidia-smi is not there or lists none."""
     try:
-        listed = subprocess.run(
+        listing = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
         )
-        return max((int(line) * 2**20 for line in listed.stdout.split()), default=None)
+        return max((int(line) * 2**20 for line in listing.stdout.split()), default=None)
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -1,10 +1,10 @@
-"""`python -m sacpo.cluster.spot`: tells Ray when AWS is about to take this spot machine back.
+"""`python -m sacpo.cluster.spot`: tells Ray when AWS is about to reclaim this spot instance.
 
-Ray then starts nothing new here, a stage that runs here writes a checkpoint (`sacpo.cluster.trainer`), and when the
-machine is gone Ray Train goes on from that elsewhere; nothing in Ray's AWS provider asks for the notice. Started on
-every worker by cluster.yaml; ends after the notice.
+Ray then starts nothing new on the node, and a stage that runs there writes a checkpoint (`sacpo.cluster.worker`). When
+the instance is gone, Ray Train resumes the stage from that checkpoint on another node. Ray's AWS provider does not read
+the notice itself. cluster.yaml starts this command on every worker node; it exits after the notice.
 
-AWS gives it two minutes before, at the instance metadata service (version 2):
+AWS gives the notice two minutes ahead, in the instance metadata service (version 2):
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 """
 
@@ -22,51 +22,57 @@ from pathlib import Path
 
 METADATA = "http://169.254.169.254"
 _POLL_S = 5.0  # as AWS advises
-_LEAST_S = 5
+_MIN_DEADLINE_S = 5
 
 
 def seconds_left(metadata: str, now: float) -> float | None:
-    """Seconds until the machine is taken back; none while it is not to be.
+    """Seconds until AWS reclaims the instance; None if no notice was given.
 
     Args:
-        metadata: The metadata service's address.
+        metadata: Address of the metadata service.
         now: Seconds since the epoch.
 
     Raises:
-        OSError: the service does not answer as it should.
+        OSError: the service cannot be reached, or answers with an error.
     """
-    token = _ask(f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+    token = _request(f"{metadata}/latest/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}, "PUT")
+    url = f"{metadata}/latest/meta-data/spot/instance-action"
     try:
-        notice = _ask(f"{metadata}/latest/meta-data/spot/instance-action", {"X-aws-ec2-metadata-token": token}, "GET")
+        notice = _request(url, {"X-aws-ec2-metadata-token": token}, "GET")
     except urllib.error.HTTPError as error:
         if error.code == 404:
             return None
         raise
-    when = datetime.strptime(json.loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    return when.timestamp() - now
+    time_of_action = datetime.strptime(json.loads(notice)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    return time_of_action.timestamp() - now
 
 
-def _ask(url: str, headers: dict[str, str], method: str) -> str:
-    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310 - an address of our own
-    with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
-        text: str = answer.read().decode()
-    return text
+def _request(url: str, headers: dict[str, str], method: str) -> str:
+    request = urllib.request.Request(url, headers=headers, method=method)  # noqa: S310 - the metadata service
+    with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310
+        content: bytes = response.read()
+    return content.decode()
 
 
-def drain(address: str, node: str | None, left: float) -> None:
-    """Tell the cluster that this node goes in `left` seconds.
+def drain(address: str, node_id: str | None, seconds: float) -> None:
+    """Tell the cluster that a node goes away in `seconds` seconds.
+
+    Args:
+        address: The cluster's HOST:PORT.
+        node_id: The node; None for this machine's.
+        seconds: Time until it goes away.
 
     Raises:
-        subprocess.CalledProcessError: it was not accepted.
+        subprocess.CalledProcessError: the cluster did not accept it.
     """
     command = [str(Path(sys.executable).with_name("ray")), "drain-node", "--address", address]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "AWS takes the spot machine back"]
-    command += ["--deadline-remaining-seconds", str(max(_LEAST_S, int(left)))]
-    subprocess.run(command + (["--node-id", node] if node else []), check=True)
+    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "AWS reclaims the spot instance"]
+    command += ["--deadline-remaining-seconds", str(max(_MIN_DEADLINE_S, int(seconds)))]
+    subprocess.run(command + (["--node-id", node_id] if node_id else []), check=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Watch until there is a notice and the cluster knows of it."""
+    """Poll until there is a notice and the cluster has accepted it."""
     parser = argparse.ArgumentParser(prog="python -m sacpo.cluster.spot", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--address", required=True, help="the cluster's HOST:PORT")
     parser.add_argument("--node", help="id of the node to drain (default: this machine's)")
@@ -74,13 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     while True:
         try:
-            left = seconds_left(arguments.metadata, time.time())
-            if left is not None:
-                drain(arguments.address, arguments.node, left)
-                print(f"told {arguments.address}: {left:.0f} s left", flush=True)
+            seconds = seconds_left(arguments.metadata, time.time())
+            if seconds is not None:
+                drain(arguments.address, arguments.node, seconds)
+                print(f"{arguments.address} drains this node; AWS reclaims it in {seconds:.0f} s", flush=True)
                 return 0
         except (OSError, subprocess.CalledProcessError) as error:
-            print(f"trying again: {error}", file=sys.stderr, flush=True)
+            print(f"retrying in {_POLL_S:.0f} s: {error}", file=sys.stderr, flush=True)
         time.sleep(_POLL_S)
 
 

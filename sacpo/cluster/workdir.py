@@ -1,4 +1,4 @@
-"""Folders on this machine's disk that do not outlive the processes they are for, however these end."""
+"""Temporary folders on this machine's disk that disappear with the process that uses them, even if it is killed."""
 
 from __future__ import annotations
 
@@ -15,47 +15,52 @@ from sacpo.errors import SacpoError
 
 @contextlib.contextmanager
 def workdir(name: str) -> Iterator[Path]:
-    """An empty folder for this process, removed when it is done.
+    """An empty folder for this process, which is deleted on exit.
 
-    A process that is killed removes nothing, and what it leaves may be a checkpoint: the next process here that asks
-    for a folder does it. Whose lock nobody holds is dead.
+    A killed process leaves its folder behind, with a checkpoint perhaps; the next process on this machine that asks for
+    a folder deletes every folder whose lock is free.
 
     Args:
-        name: What the folder's name begins with.
+        name: Prefix of the folder's name.
 
     Raises:
-        SacpoError: the place for such folders, below $TMPDIR, is somebody else's.
+        SacpoError: another user owns the folder for such folders, below $TMPDIR.
     """
-    root = place()
-    with (root / "all").open("w") as everybody:
-        fcntl.flock(everybody, fcntl.LOCK_EX)
-        for lock in root.glob("*.lock"):
-            with contextlib.suppress(BlockingIOError), lock.open("w") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(lock)
+    root = workdir_root()
+    with (root / "all").open("w") as root_lock:
+        fcntl.flock(root_lock, fcntl.LOCK_EX)
+        for stale in root.glob("*.lock"):
+            with contextlib.suppress(BlockingIOError), stale.open("w") as stale_lock:
+                fcntl.flock(stale_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(stale)
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
-        mine = _lock(folder).open("w")
-        fcntl.flock(mine, fcntl.LOCK_EX)
-    with mine:
+        lock = _lock_path(folder).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    with lock:
         try:
             yield folder
         finally:
-            _remove(_lock(folder))
+            _remove(_lock_path(folder))
 
 
-def place() -> Path:
-    """Where these folders are: this user's own, as what is read back from there is trusted."""
+def workdir_root() -> Path:
+    """The folder that holds these folders. It must be this user's own, since files read back from it are trusted.
+
+    Raises:
+        SacpoError: another user owns it.
+    """
     root = Path(tempfile.gettempdir()) / f"sacpo-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     if root.is_symlink() or root.stat().st_uid != os.getuid():
-        raise SacpoError(f"{root} belongs to somebody else; set TMPDIR to a folder of your own")
+        raise SacpoError(f"{root} belongs to another user; set TMPDIR to a folder of your own")
     return root
 
 
-def _lock(folder: Path) -> Path:
+def _lock_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.lock")
 
 
-def _remove(lock: Path) -> None:
-    shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-    lock.unlink(missing_ok=True)
+def _remove(lock_path: Path) -> None:
+    """Delete a folder by its lock file, then the lock file."""
+    shutil.rmtree(lock_path.with_suffix(""), ignore_errors=True)
+    lock_path.unlink(missing_ok=True)

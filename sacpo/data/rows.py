@@ -1,4 +1,4 @@
-"""Rows of data files: reading them from every format, drawing some, refusing files with too many bad ones."""
+"""Reads the rows of data files and data sets, draws a subset, and refuses sources with too many invalid rows."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ _SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def read_rows(path: str, *, split: str, revision: str | None) -> list[dict[str, Any]]:
-    """Read all rows of a file, a `datasets` folder or a hub dataset.
+    """Read all rows of a file, a `datasets` folder or a hub data set.
 
     Args:
-        path: JSONL, JSON, CSV or Parquet file (each may be .gz), folder of `save_to_disk`, or hub id.
-        split: The split of a folder with splits or of a hub dataset; a file has only `train`.
-        revision: The commit of a hub dataset; None for anything local.
+        path: JSONL, JSON, CSV or Parquet file (each may end in .gz), folder of `Dataset.save_to_disk`, or hub id.
+        split: Split of a hub data set or of a folder with splits; a file has only `train`.
+        revision: Commit of the hub repository; None for local data.
 
     Returns:
-        The rows, each a dict by column. There is at least one.
+        The rows, each a dict by column; at least one.
 
     Raises:
-        DataError: if the rows cannot be read, or `split` or `revision` would have no effect.
+        DataError: the rows cannot be read, there are none, or `split` or `revision` would have no effect.
     """
-    where = Path(path)
-    if where.exists() and revision is not None:
+    local = Path(path)
+    if local.exists() and revision is not None:
         raise DataError(f"{path}: is local, so revision {revision!r} would have no effect; leave `revision` out")
-    if where.is_dir():
+    if local.is_dir():
         rows = _read_folder(path, split)
-    elif where.exists():
+    elif local.exists():
         if split != "train":
             raise DataError(f"{path}: a file has no split {split!r}; leave `split` out, or name the file of that split")
-        rows = _read_file(where)
-    elif where.is_absolute() or where.name.removesuffix(".gz").endswith(_SUFFIXES) or revision is None:
-        raise DataError(f"{path}: there is no such file; mend the path, or give a hub id with its `revision`")
+        rows = _read_file(local)
+    elif local.is_absolute() or local.name.removesuffix(".gz").endswith(_SUFFIXES) or revision is None:
+        raise DataError(f"{path}: there is no such file; correct the path, or give a hub id with its `revision`")
     else:
         rows = _read_hub(path, split, revision)
     if not rows:
-        raise DataError(f"{path}: has no rows; at least one is needed, so check that the file was written whole")
+        raise DataError(f"{path}: has no rows; check that the file is complete")
     return rows
 
 
@@ -62,11 +62,11 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; check its permissions and that it is whole") from None
+        raise DataError(f"{path}: cannot be read: {error}; check its permissions and that it is complete") from None
     if suffix == ".parquet":
         return _read_parquet(path, raw)
     try:
-        # A byte order mark is no part of the first key.
+        # Without this, a byte order mark would become part of the first key.
         text = raw.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DataError(
@@ -80,7 +80,7 @@ def _read_file(path: Path) -> list[dict[str, Any]]:
 
 def _read_jsonl(path: Path, text: str) -> list[dict[str, Any]]:
     rows = []
-    # Not splitlines(): JSON texts may hold U+2028 and the like, which are no line ends here.
+    # Not splitlines(), which also splits at U+2028 and other characters that may be inside JSON texts.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -95,16 +95,17 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
         rows = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}: is not JSON ({error}); a .json file is one list of objects; call one object a line .jsonl"
+            f"{path}: is not JSON ({error}); a .json file must hold one list of objects; a file with one object "
+            "per line must be named .jsonl"
         ) from None
     if not isinstance(rows, list):
-        raise DataError(f"{path}: holds a {type(rows).__name__}; a .json file is one list of objects")
+        raise DataError(f"{path}: holds a {type(rows).__name__}; a .json file must hold one list of objects")
     return [_object(row, path, f"row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _object(row: Any, path: Path, where: str) -> dict[str, Any]:
+def _object(row: Any, path: Path, position: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{path}: {where} is a {type(row).__name__}; each row is a JSON object of columns")
+        raise DataError(f"{path}: {position} is a {type(row).__name__}; each row must be a JSON object of columns")
     return row
 
 
@@ -115,8 +116,8 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
-                    f"{path}: the row that ends at line {reader.line_num} has not the header's "
-                    f"{len(reader.fieldnames or [])} cells; quote cells that hold commas or line ends"
+                    f"{path}: the row that ends at line {reader.line_num} does not have the header's "
+                    f"{len(reader.fieldnames or [])} cells; quote cells that contain commas or line breaks"
                 )
             rows.append({name: _cell(name, cell) for name, cell in row.items()})
     except csv.Error as error:
@@ -125,7 +126,7 @@ def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def _cell(name: str, cell: str) -> Any:
-    """CSV has only text: the columns that hold flags and ids get their types back, all others stay text."""
+    """A CSV cell with its type: flags and ids by the name of their column; all other cells are text."""
     if (name == "label" or name.startswith("is_")) and cell.lower() in ("true", "false"):
         return cell.lower() == "true"
     if name.endswith("_response_id") and re.fullmatch(r"-?[0-9]+", cell):
@@ -140,7 +141,7 @@ def _read_parquet(path: Path, raw: bytes) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is not Parquet: {error}; write it again") from None
+        raise DataError(f"{path}: is not Parquet: {error}; write the file again") from None
     return rows
 
 
@@ -150,13 +151,17 @@ def _read_folder(path: str, split: str) -> list[dict[str, Any]]:
     try:
         loaded = datasets.load_from_disk(path)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is no folder of `Dataset.save_to_disk` ({error}); name a file in it") from None
+        raise DataError(
+            f"{path}: is not a folder of `Dataset.save_to_disk` ({error}); give the path of a file in it"
+        ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split not in loaded:
             raise DataError(f"{path}: has no split {split!r}; it has {', '.join(loaded)}; set `split` to one of them")
         loaded = loaded[split]
     elif split != "train":
-        raise DataError(f"{path}: is one data set without splits, so split {split!r} has no effect; leave it out")
+        raise DataError(
+            f"{path}: is one data set without splits, so split {split!r} would have no effect; leave `split` out"
+        )
     rows: list[dict[str, Any]] = loaded.to_list()
     return rows
 
@@ -168,8 +173,8 @@ def _read_hub(path: str, split: str, revision: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = datasets.load_dataset(path, revision=revision, split=split).to_list()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{path}: is no local file, and the hub gave no split {split!r} of revision {revision!r}: {error}; "
-            "mend `path`, `revision` or `split`, or download the data and name the folder"
+            f"{path}: is not a local file, and the hub has no split {split!r} of revision {revision!r}: {error}; "
+            "correct `path`, `revision` or `split`, or download the data and give the path of a file"
         ) from None
     return rows
 
@@ -178,40 +183,40 @@ def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
     """Draw rows without replacement.
 
     Args:
-        rows: The rows to draw from.
-        limit: How many; None for all.
-        seed: Of the draw.
+        rows: Rows to draw from.
+        limit: Number of rows to draw; None for all.
+        seed: Seed of the draw.
 
     Returns:
         The drawn rows in their original order.
 
     Raises:
-        DataError: if there are fewer rows than `limit`.
+        DataError: there are fewer rows than `limit`.
     """
     if limit is None:
         return rows
     if limit > len(rows):
-        raise DataError(f"limit {limit} is more than the {len(rows)} rows there are; lower it, or leave it out for all")
+        raise DataError(f"limit {limit} is more than the {len(rows)} rows; lower it, or leave it out to use all rows")
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
-def check_share(bad: Counter[str], total: int, max_invalid_fraction: float, path: str) -> None:
-    """Refuse a file with too many bad rows.
+def check_invalid_fraction(invalid: Counter[str], total: int, max_invalid_fraction: float, source: str) -> None:
+    """Refuse a source with too many invalid rows.
 
     Args:
-        bad: Bad rows by reason.
-        total: All rows, good and bad.
-        max_invalid_fraction: The share of bad rows that is allowed.
-        path: The file, for the message.
+        invalid: Number of invalid rows by reason.
+        total: Number of all rows, valid and invalid.
+        max_invalid_fraction: Largest fraction of invalid rows that is allowed.
+        source: Name of the source for the message.
 
     Raises:
-        DataError: with every reason and its count.
+        DataError: the fraction is larger; lists every reason and its count.
     """
-    count = bad.total()
-    # The quotient, not max_invalid_fraction * total: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds below 29.
+    count = invalid.total()
+    # Compares the quotient: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds to less than 29.
     if count and count / total > max_invalid_fraction:
-        reasons = ", ".join(f"{reason}: {number}" for reason, number in bad.most_common())
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in invalid.most_common())
         raise DataError(
-            f"{path}: {count} of {total} rows are bad ({count / total:.2%}; max_invalid_fraction allows {max_invalid_fraction:.2%}): "
-            f"{reasons}; mend the file or its `format`, or raise max_invalid_fraction"
+            f"{source}: {count} of {total} rows are invalid ({count / total:.2%}; max_invalid_fraction allows "
+            f"{max_invalid_fraction:.2%}): {reasons}; correct the file or its `format`, or raise max_invalid_fraction"
         )

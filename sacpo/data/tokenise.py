@@ -1,8 +1,9 @@
-"""Examples as token ids, and the same texts for answering and judging.
+"""Turns examples into token ids, and renders the same texts for generation and judging.
 
-A template is `chat`, the tokenizer's chat template, or a text with {prompt} in it, which is followed by the response
-and the end-of-sequence token. A prompt of several turns enters a text template as `first turn`, then each later one as
-`\\n\\nAssistant: ...` or `\\n\\nHuman: ...`: in `\\n\\nHuman: {prompt}\\n\\nAssistant:` that is an hh-rlhf transcript.
+A template is `chat`, the tokenizer's chat template, or a text that contains {prompt}; the response and the
+end-of-sequence token follow the text. A prompt of several turns fills {prompt} with its first turn, and then each later
+turn as `\\n\\nAssistant: ...` or `\\n\\nHuman: ...`: the template `\\n\\nHuman: {prompt}\\n\\nAssistant:` gives
+hh-rlhf transcripts.
 """
 
 from __future__ import annotations
@@ -10,26 +11,28 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
-from sacpo.data.preferences import Prompt, Shape
+from sacpo.data.preferences import PromptText
 from sacpo.errors import DataError
+from sacpo.spaces.methods import ExampleShape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOG = logging.getLogger(__name__)
 _IGNORED = -100
+_MARK = "Good"  # an answer that no template changes
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
-def render(prompt: Prompt, *, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The text from which a response is generated; `encode` gives its ids.
+def render(prompt: PromptText, *, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The text that a policy continues with its response; `encode` gives its token ids.
 
     Args:
         prompt: A text or chat messages.
         tokenizer: The policy's tokenizer.
-        template: `chat`, or a text with {prompt} in it.
+        template: `chat`, or a text that contains {prompt}.
 
     Returns:
         The rendered prompt.
@@ -37,43 +40,44 @@ def render(prompt: Prompt, *, tokenizer: PreTrainedTokenizerBase, template: str)
     return _render([prompt], None, tokenizer, template)[0]
 
 
-def conversation(prompt: Prompt, response: str, *, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The text of a prompt and its response, as a reward model reads it; `encode` gives its ids.
+def conversation(prompt: PromptText, response: str, *, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """The text of a prompt and its response, as a reward model reads it; `encode` gives its token ids.
 
     Args:
         prompt: A text or chat messages.
         response: The assistant's answer.
         tokenizer: The reward model's tokenizer.
-        template: `chat`, or a text with {prompt} in it.
+        template: `chat`, or a text that contains {prompt}.
 
     Returns:
-        The same text that `tokenise` makes into ids.
+        The same text that `tokenise` turns into token ids.
     """
     return _render([prompt], [response], tokenizer, template)[0]
 
 
 def encode(texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, template: str) -> list[list[int]]:
-    """Token ids of texts of `render` and `conversation`.
+    """Token ids of the texts of `render` and `conversation`.
 
-    A chat template writes the special tokens itself, so none are added to its texts. Other texts get what the tokenizer
-    adds (such as BOS), except an EOS at the end: it would close a prompt before its answer and
-    double that of a response.
+    A chat template writes the special tokens itself, so none are added to its texts. Other texts get the tokens that
+    the tokenizer adds (such as BOS), except for an EOS at the end: it would end a prompt before its response, and a
+    response would have two.
 
     Args:
-        texts: Rendered with `template`.
+        texts: Texts that were rendered with `template`.
         tokenizer: The tokenizer that they were rendered for.
-        template: `chat`, or a text with {prompt} in it.
+        template: `chat`, or a text that contains {prompt}.
 
     Returns:
-        One list of ids a text.
+        One list of token ids per text.
     """
     if not texts:
         return []
-    special = template != "chat"
-    # A text that is there several times, as prompts of preferences are, is tokenised once.
+    adds_special_tokens = template != "chat"
+    # Prompts of preferences repeat, so each distinct text is tokenised once.
     unique = list(dict.fromkeys(texts))
-    lists = tokenizer(unique, add_special_tokens=special, return_attention_mask=False, verbose=False)["input_ids"]
-    if special and _appends_eos(tokenizer):
+    encoding = tokenizer(unique, add_special_tokens=adds_special_tokens, return_attention_mask=False, verbose=False)
+    lists = encoding["input_ids"]
+    if adds_special_tokens and _appends_eos(tokenizer):
         lists = [ids[:-1] for ids in lists]
     by_text: dict[str, list[int]] = dict(zip(unique, lists, strict=True))
     return [by_text[text] for text in texts]
@@ -82,30 +86,31 @@ def encode(texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, template
 def tokenise(
     examples: Sequence[dict[str, Any]],
     *,
-    shape: Shape,
+    shape: ExampleShape,
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Turn examples into token ids. A response begins where the prompt's ids and the whole's ids part, as in TRL.
+    """Turn examples into token ids. A response begins where the ids of prompt and conversation differ, as in TRL.
 
     Args:
-        examples: What `preferences.convert` gave.
-        shape: Their shape.
+        examples: Examples of `sacpo.data.preferences.convert`.
+        shape: Shape of the examples.
         tokenizer: The policy's tokenizer.
-        template: `chat`, or a text with {prompt} in it.
-        max_length: Most tokens of a prompt and its longest response; longer examples are left out, never cut.
+        template: `chat`, or a text that contains {prompt}.
+        max_length: Largest number of tokens of a prompt and its longest response; longer examples are left out, never
+            truncated.
 
     Returns:
-        The rows, and the count of examples left out by reason. Rows of `pairs` have prompt_ids, chosen_ids and
+        The rows, and the number of examples left out by reason. Rows of `pairs` have prompt_ids, chosen_ids and
         rejected_ids; of `labelled` prompt_ids, completion_ids and label; of `demonstrations` input_ids and labels.
 
     Raises:
-        DataError: if a text template meets a tokenizer without an end-of-sequence token.
+        DataError: the template is a text and the tokenizer has no end-of-sequence token.
     """
     if template != "chat" and tokenizer.eos_token is None:
         raise DataError(
-            "the tokenizer has no end-of-sequence token, so with a text template no response would ever end; "
+            "the tokenizer has no end-of-sequence token, so with a text template responses would never end; "
             "set eos_token in the tokenizer's folder, or use the `chat` template"
         )
     fields = ("chosen", "rejected") if shape == "pairs" else ("completion",)
@@ -119,43 +124,64 @@ def tokenise(
     left_out: Counter[str] = Counter()
     shortened = 0
     for i, example in enumerate(examples):
-        alone, *wholes = encoded[i::count]
-        start = min(_common_prefix(alone, whole) for whole in wholes)
-        prompt_ids, responses = alone[:start], [whole[start:] for whole in wholes]
+        prompt_alone, *conversations = encoded[i::count]
+        start = min(_common_prefix(prompt_alone, ids) for ids in conversations)
+        prompt_ids, responses = prompt_alone[:start], [ids[start:] for ids in conversations]
         reason = _reason(prompt_ids, responses, max_length)
         if reason is not None:
             left_out[reason] += 1
             continue
-        shortened += start < len(alone)
-        if shape == "pairs":
-            rows.append({"prompt_ids": prompt_ids, "chosen_ids": responses[0], "rejected_ids": responses[1]})
-        elif shape == "labelled":
-            rows.append({"prompt_ids": prompt_ids, "completion_ids": responses[0], "label": example["label"]})
-        else:
-            rows.append({"input_ids": wholes[0], "labels": [_IGNORED] * start + responses[0]})
+        shortened += start < len(prompt_alone)
+        match shape:
+            case "pairs":
+                row = {"prompt_ids": prompt_ids, "chosen_ids": responses[0], "rejected_ids": responses[1]}
+            case "labelled":
+                row = {"prompt_ids": prompt_ids, "completion_ids": responses[0], "label": example["label"]}
+            case "demonstrations":
+                row = {"input_ids": conversations[0], "labels": [_IGNORED] * start + responses[0]}
+            case _:
+                assert_never(shape)
+        rows.append(row)
     if shortened:
         _LOG.warning(
-            "%d of %d prompts end in tokens that merge with their response, so training and answering differ there; "
-            "let the prompt template end where a token ends",
+            "%d of %d prompts end in tokens that merge with their response, so training and generation differ there; "
+            "end the prompt template where a token ends",
             shortened,
             count,
         )
     return rows, left_out
 
 
-def whole_pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, list[int]]]:
-    """Pairs as whole sequences, which reward models learn from.
+def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the special token that the chat template writes after an assistant's turn, such as `<|im_end|>`.
 
     Args:
-        rows: What `tokenise` gave for `pairs`.
+        tokenizer: A tokenizer with a chat template.
 
     Returns:
-        Rows with chosen_ids and rejected_ids, each beginning with the prompt.
+        None if the template writes none. The end-of-sequence token then ends a response, as with a text template.
+    """
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    tail = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False, verbose=False)["input_ids"]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in tail if token in special), None)
+
+
+def whole_pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, list[int]]]:
+    """Pairs as whole sequences, as reward models learn from them.
+
+    Args:
+        rows: Rows of `tokenise` with the shape `pairs`.
+
+    Returns:
+        Rows with chosen_ids and rejected_ids, each starting with the prompt.
     """
     return [{key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")} for row in rows]
 
 
 def _reason(prompt_ids: list[int], responses: list[list[int]], max_length: int) -> str | None:
+    """Why an example is left out; None if it is kept."""
     if len(prompt_ids) >= max_length:
         return "prompt fills max_length"
     if len(prompt_ids) + max(map(len, responses)) > max_length:
@@ -168,15 +194,16 @@ def _reason(prompt_ids: list[int], responses: list[list[int]], max_length: int) 
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:
-    # The usual case, without a Python loop over the tokens.
+    # The usual case needs no Python loop over the tokens.
     if second[: len(first)] == first:
         return len(first)
     return next(i for i, token in enumerate(first) if second[i : i + 1] != [token])
 
 
 def _render(
-    prompts: Sequence[Prompt], responses: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, template: str
+    prompts: Sequence[PromptText], responses: Sequence[str] | None, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> list[str]:
+    """Texts of prompts, or of conversations if there are responses."""
     if not prompts:
         return []
     if template == "chat":
@@ -185,6 +212,8 @@ def _render(
             answers = [{"role": "assistant", "content": response} for response in responses]
             chats = [[*chat, answer] for chat, answer in zip(chats, answers, strict=True)]
         texts: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=responses is None)
+        if responses is not None and template_end(tokenizer) is None:
+            texts = [text + (tokenizer.eos_token or "") for text in texts]
         return texts
     filled = [template.replace("{prompt}", _transcript(prompt)) for prompt in prompts]
     if responses is None:
@@ -193,7 +222,7 @@ def _render(
     return [text + response + eos for text, response in zip(filled, responses, strict=True)]
 
 
-def _transcript(prompt: Prompt) -> str:
+def _transcript(prompt: PromptText) -> str:
     if isinstance(prompt, str):
         return prompt
     first, *later = prompt
@@ -201,8 +230,9 @@ def _transcript(prompt: Prompt) -> str:
 
 
 def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer adds an EOS at the end of a text."""
     eos = tokenizer.eos_token_id
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
-    # With BOS and EOS the same token, an EOS that is added ends the ids and the bare ids do not.
+    # BOS and EOS can be the same token, so the last id is compared with and without special tokens.
     return eos is not None and len(ids) > len(bare) and ids[-1] == eos and bare[-1:] != [eos]

@@ -1,4 +1,4 @@
-"""Names of the files that steps leave for each other, and the readers that several rooms need. Imports no torch."""
+"""Names of the files that steps leave for each other, and readers that several packages need. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VERDICTS = "verdicts.parquet"
 REFERENCE = "reference.parquet"
 PROBABILITIES = "probabilities.safetensors"
 HISTORY = "history.json"
-CALIBRATION = "calibration.json"
+INSPECTION = "inspection.json"
 
 
-def part(name: str, shard: tuple[int, int]) -> str:
-    """What one shard of a step calls its file: the name itself where there is only one."""
+def shard_name(name: str, shard: tuple[int, int]) -> str:
+    """Name of a shard's part of a file; the name itself if there is only one shard."""
     index, count = shard
     return name if count == 1 else f"{index:04d}-{name}"
 

@@ -1,7 +1,8 @@
-"""Makes sure that steps are done, each once, whoever asks: the one loop between plan, store and executor.
+"""Makes sure that steps are done, each exactly once, whoever asks: the loop between plan, store and executor.
 
-Asking for a step that is done costs a look at its record. Otherwise its parents are made sure of first, then it is
-claimed; whoever finds it claimed by a live holder waits, holding nothing.
+`sacpo.planning.schedule` decides which step is ready; a runner then claims it and has it carried out. If a parent's
+output turns out to be damaged, or a parent was retracted meanwhile, the runner computes that parent again first. A
+caller that finds a step claimed by a live process waits and holds nothing.
 """
 
 from __future__ import annotations
@@ -15,16 +16,22 @@ from typing import Any, Protocol
 from sacpo.errors import SacpoError, StepError, StoreError
 from sacpo.execution.job import Job
 from sacpo.planning.plan import Plan, Step
-from sacpo.store.step_store import Claim, CorruptOutput, Record, Store
+from sacpo.planning.records import StepRecord, StepResult
+from sacpo.store.claim import Claim
+from sacpo.store.step_store import CorruptOutput, Store
 
 POLL_S = 0.2
-_NO_SPACE = os.strerror(errno.ENOSPC)
+_DISK_FULL = os.strerror(errno.ENOSPC)
 
 
 class Executor(Protocol):
-    """Carries a job out, somewhere, and returns its facts as a record (`Facts.as_record`)."""
+    """Carries a job out, in whichever process, and returns its result.
 
-    def __call__(self, kind: str, job: Job) -> dict[str, Any]: ...
+    Raises:
+        StepError: the step failed; the message is the reason.
+    """
+
+    def __call__(self, job: Job[Any]) -> StepResult: ...
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Runner:
 
     Attributes:
         plan: The plan.
-        store: Where records and outputs are.
-        run: Id of this sweep run; a step that failed in it is not tried again in it.
+        store: The store of records and outputs.
+        run: Id of this sweep run. A step that failed in a run is not tried again in it.
         execute: The executor.
     """
 
@@ -43,18 +50,19 @@ class Runner:
     run: str
     execute: Executor
 
-    def ensure(self, step_id: str) -> Record:
-        """The record of a step, carried out now if nobody has done it.
+    def ensure(self, step_id: str) -> StepRecord:
+        """The record of a step; the step is carried out now if nobody has done it.
 
         Raises:
-            StepError: the step, or one that it needs, failed; the message is the reason and names the log.
+            StepError: the step, or a step that it depends on, failed; the message is the reason.
+            StoreError: the store cannot be used.
         """
         while (record := self.attempt(step_id)) is None:
             time.sleep(POLL_S)
         return record
 
-    def attempt(self, step_id: str) -> Record | None:
-        """The same, or none at once if a live holder elsewhere is at the step."""
+    def attempt(self, step_id: str) -> StepRecord | None:
+        """The same, but None at once if a live process elsewhere holds the step."""
         step = self.plan.steps[step_id]
         while True:
             record = self.store.record(step_id)
@@ -65,10 +73,10 @@ class Runner:
             if claim is None:
                 failure = self.store.failure(step_id, self.run)
                 if failure is not None:
-                    raise StepError(f"{step.label}: {failure['error']}")
+                    raise StepError(f"{step.label}: {failure.error}")
                 return self.store.record(step_id)
             try:
-                return claim.commit(self._carry_out(step, parents, claim))
+                return claim.commit(self.execute(self._job(step, parents, claim)))
             except CorruptOutput:
                 claim.release()  # a parent's output is damaged: it is computed again, then this step
             except StoreError:
@@ -77,27 +85,31 @@ class Runner:
             except Exception as error:
                 log = self.store.latest_log(step_id)
                 reason = str(error) if isinstance(error, SacpoError) else f"{type(error).__name__}: {error}"
-                if _NO_SPACE in reason or self.store.full():
+                if self._is_disk_full(error, reason):
                     claim.release()
-                    raise StoreError(f"{_NO_SPACE} for what the step writes ({reason[:300]})") from error
+                    raise StoreError(f"{_DISK_FULL} for what the step writes ({reason[:300]})") from error
                 claim.fail(reason, log)
             except BaseException:
                 claim.release()
                 raise
 
-    def _carry_out(self, step: Step, parents: dict[str, Record], claim: Claim) -> dict[str, Any]:
-        job = Job(
-            step_id=step.id,
-            payload=step.payload,
+    def _is_disk_full(self, error: Exception, reason: str) -> bool:
+        """Whether a step failed for want of disk space. Libraries wrap the system's error in types of their own, and
+        then only its text is left."""
+        is_system_error = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        return is_system_error or _DISK_FULL in reason or self.store.disk_full()
+
+    def _job(self, step: Step, parents: dict[str, StepRecord], claim: Claim) -> Job[Any]:
+        prompt_set = step.payload.prompt_set
+        return Job(
+            step=step,
             folder=claim.folder,
-            parents={role: self.store.place(record["step_id"], record) for role, record in parents.items()},
-            needs=tuple(parents.values()),
-            local=step.local,
-            resources=self.plan.space.resources.model_dump(),
-            logs=self.store.log_folder(step.id) / f"{claim.number:04d}",
-            scratch=self.store.scratch(step.id),
+            parents={role: self.store.expected_output_dir(record) for role, record in parents.items()},
+            parent_records=tuple(parents.values()),
+            prompts=() if prompt_set is None else self.plan.prompt_sets[prompt_set],
+            resources=self.plan.space.resources,
+            logs=self.store.log_dir(step.id) / f"{claim.number:04d}",
+            checkpoint_uri=self.store.checkpoint_uri(step.id),
             run=self.run,
-            ledger=self.store.ledger,
             store=self.store,
         )
-        return self.execute(step.kind, job)

@@ -1,1 +1,8 @@
-"""Judges: they compare a policy's answers with the baseline's. The `judge` step knows no judge's insides."""
+"""Judges: functions that compare a policy's answers with the baseline's answers.
+
+Modules: the types that judges share (`verdicts`); LLM judges (`chat`), with their batches of calls (`llm`), HTTP client
+(`endpoint`), stored replies and limits (`ledger`), prompts (`rubric`) and reading of replies (`replies`); judges by
+scores (`scalar`); and a judge with errors of known size (`noisy`). The package may import `sacpo.data`,
+`sacpo.synthetic`, `sacpo.spaces`, `sacpo.hashing` and `sacpo.errors`; only `endpoint` imports openai, and `scalar`
+imports torch and transformers inside a function.
+"""

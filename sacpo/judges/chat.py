@@ -3,91 +3,98 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from sacpo.hashing import content_id
 from sacpo.judges.ledger import Ledger, Meter
-from sacpo.judges.llm import Call, Endpoint, Reply, ask
-from sacpo.judges.verdicts import ORDERS, Judge, Order, Outcome, Pair, Verdict
-from sacpo.planning.identity import content_id
+from sacpo.judges.llm import Call, CallStats, Endpoint, Reply, ask
+from sacpo.judges.verdicts import ORDERS, AnswerPair, JudgeFunction, Order, Outcome, Verdict
+from sacpo.spaces.evaluation import LLMJudge
 
 
 def chat(
-    payload: dict[str, Any],
-    local: dict[str, Any],
+    judge: LLMJudge,
+    *,
+    rubric: str,
+    criterion: str,
     ledger: Path,
     run: str,
-    name: str,
-    effective: dict[str, Any],
-    a_a: bool,
-) -> Judge:
-    """A judge for one step.
+    writer: str,
+    report_stats: Callable[[CallStats], None],
+    ask_equal: bool,
+) -> JudgeFunction:
+    """A judge that asks a chat model.
 
     Args:
-        payload: The step's: `judge`, `rubric`, `criterion`.
-        local: How the endpoint is reached: `base_url`, `api_key_env`, `calls`.
+        judge: The judge's settings.
+        rubric: Text that says what makes an answer better.
+        criterion: The criterion; the limits of calls count for each criterion by itself.
         ledger: Folder of all ledgers, meters and slots of a store.
-        run: Id of the sweep run, over which limits count.
-        name: The step's id, for the ledger's file.
-        effective: Gets what was really used.
-        a_a: Whether what is the same is asked too; otherwise two equal answers are a tie that needs no call.
+        run: Id of the sweep run; the limits of calls count over a run.
+        writer: Name of this writer's file in the ledger: the step's id.
+        report_stats: Receives the facts about the calls that were made.
+        ask_equal: Whether two equal answers are asked about too; otherwise they are a tie without a call.
     """
-    judge, calls = payload["judge"], local["calls"]
-    prices = calls["price_prompt"] or 0.0, calls["price_completion"] or 0.0
+    calls = judge.calls
+    prices = calls.price_prompt or 0.0, calls.price_completion or 0.0
     endpoint = Endpoint(
-        **{key: judge[key] for key in ("model", "revision", "temperature", "max_tokens", "seed")},
-        rubric=payload["rubric"],
-        base_url=local["base_url"],
-        api_key_env=local["api_key_env"],
-        concurrency=calls["concurrency"],
-        timeout_s=calls["timeout"],
-        attempts=calls["attempts"],
+        model=judge.model,
+        revision=judge.revision,
+        temperature=judge.temperature,
+        max_tokens=judge.max_tokens,
+        seed=judge.seed,
+        rubric=rubric,
+        base_url=judge.base_url,
+        api_key_env=judge.api_key_env,
+        concurrency=calls.concurrency,
+        timeout_s=calls.timeout,
+        attempts=calls.attempts,
         price_prompt=prices[0],
         price_completion=prices[1],
     )
-    where = {"model": endpoint.model, "base_url": endpoint.base_url}
-    asked = content_id("judge", {**where, "criterion": payload["criterion"]})
-    meter = Meter(ledger / "runs" / run / asked, calls["max_calls"], calls["max_spend"], prices)
-    slots = ledger / "runs" / run / content_id("endpoint", where)
+    address = {"model": endpoint.model, "base_url": endpoint.base_url}
+    budget = content_id("judge", {**address, "criterion": criterion})
+    meter = Meter(ledger / "runs" / run / budget, calls.max_calls, calls.max_spend, prices)
+    slots = ledger / "runs" / run / content_id("endpoint", address)
 
-    def judge_pairs(pairs: list[Pair]) -> list[Verdict]:
-        equal = [i for i, pair in enumerate(pairs) if pair.policy == pair.baseline and not a_a]
-        wanted = [
+    def judge_pairs(pairs: list[AnswerPair]) -> list[Verdict]:
+        equal = [i for i, pair in enumerate(pairs) if pair.policy == pair.baseline and not ask_equal]
+        questions = [
             (i, order, repeat)
             for i, pair in enumerate(pairs)
-            if a_a or pair.policy != pair.baseline
+            if ask_equal or pair.policy != pair.baseline
             for order in ORDERS
-            for repeat in range(judge["repeats"])
+            for repeat in range(judge.repeats)
         ]
-        book = Ledger(ledger / content_id("ledger", endpoint.identity()), f"{name}-{run[:8]}-{os.getpid()}")
-        replies, facts = ask(
-            [_call(pairs[i], order, repeat) for i, order, repeat in wanted], endpoint, book, meter, slots
+        book = Ledger(ledger / content_id("ledger", endpoint.identity()), f"{writer}-{run[:8]}-{os.getpid()}")
+        replies, stats = ask(
+            [_call(pairs[i], order, repeat) for i, order, repeat in questions], endpoint, book, meter, slots
         )
-        effective["judge"] = {key: sorted(v) if isinstance(v, set) else v for key, v in asdict(facts).items()}
-        verdicts = [_verdict(*key, reply) for key, reply in zip(wanted, replies, strict=True)]
+        report_stats(stats)
+        verdicts = [_verdict(*question, reply) for question, reply in zip(questions, replies, strict=True)]
         verdicts += [Verdict(i, "none", 0, "tie", "the answers are equal", attempts=0) for i in equal]
         return sorted(verdicts, key=lambda v: v.pair)
 
     return judge_pairs
 
 
-def _call(pair: Pair, order: Order, repeat: int) -> Call:
+def _call(pair: AnswerPair, order: Order, repeat: int) -> Call:
     shown = (pair.policy, pair.baseline) if order == "policy_first" else (pair.baseline, pair.policy)
     return Call(pair.prompt, *shown, repeat)
 
 
 def _verdict(pair: int, order: Order, repeat: int, reply: Reply) -> Verdict:
-    found: Outcome
+    outcome: Outcome
     if reply.outcome in ("first", "second"):
-        found = "win" if (reply.outcome == "first") == (order == "policy_first") else "loss"
+        outcome = "win" if (reply.outcome == "first") == (order == "policy_first") else "loss"
     else:
-        found = reply.outcome  # type: ignore[assignment]  # tie, unparsable, unavailable: the same words
+        outcome = reply.outcome  # type: ignore[assignment]  # tie, unparsable, unavailable: the same words
     return Verdict(
         pair,
         order,
         repeat,
-        found,
+        outcome,
         reply.raw,
         reply.latency,
         reply.attempts,

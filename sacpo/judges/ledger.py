@@ -1,7 +1,7 @@
-"""What is kept of judge calls on disk, and shared by the processes of a run: verdicts, counts and slots.
+"""Files about judge calls that the processes of a run share: replies, counts of calls and spend, and slots.
 
-Verdicts are kept by content: by what was asked of which judge, never by the name of a model or a trial, so an answer
-that changed is judged again and one that did not is not.
+Replies are stored under a hash of their content (the judge's identity, the prompt and the answers), never under the
+name of a model or a trial. An answer that changed is therefore judged again, and an unchanged answer is not.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import StepError
-from sacpo.planning.identity import canonical
-
-DECIDED = ("first", "second", "tie")
+from sacpo.hashing import canonical
+from sacpo.judges.replies import PREFERENCES
 
 Row = dict[str, Any]
+"""A stored reply: the fields of `sacpo.judges.llm.Reply`, and the model and fingerprint that the endpoint reported."""
 
 
 class BudgetExceeded(StepError):
-    """The run may make no more judge calls."""
+    """A limit of the run (`max_calls`, `max_spend`) allows no more judge calls."""
 
 
 def call_key(judge: dict[str, Any], prompt: str, first: str, second: str, repeat: int) -> str:
-    """The SHA-256 of all that can change a verdict.
+    """SHA-256 (hex) of everything that can change a verdict.
 
     Args:
         judge: The judge's identity: model, settings, rubric, version of the frame.
-        prompt: The message that was answered.
+        prompt: The user's message.
         first: The answer shown first.
         second: The answer shown second.
-        repeat: Which of several calls with the same content this is.
+        repeat: Number of the call among the calls with the same content.
     """
     return hashlib.sha256(canonical([judge, prompt, first, second, repeat]).encode()).hexdigest()
 
 
 class Ledger:
-    """Decided verdicts, in a folder that any number of processes append to at once.
+    """Replies with a preference, in a folder to which several processes can append at the same time.
 
-    Each writer has a file of its own and sees what the others had written when it began, so two that ask the same at
-    the same time both pay; neither can damage what the other wrote.
+    Each writer has its own file, so writers cannot damage each other's replies. A writer reads the other files once,
+    when it starts: two writers that make the same call at the same time both pay for it.
 
     Args:
-        folder: Where the files are. Created when first written to.
-        name: This writer's file, without its ending. No two writers alive at once may have the same.
+        folder: Folder of the files; created with the first reply.
+        name: Name of this writer's file, without the suffix. Two running writers must not have the same name.
     """
 
     def __init__(self, folder: str | Path, name: str) -> None:
@@ -56,46 +56,46 @@ class Ledger:
         self._rows: dict[str, Row] = {}
         for path in sorted(Path(folder).glob("*.jsonl")):
             for line in path.read_bytes().splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # half written: its call is made again
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # incomplete line: its call is repeated
                     entry = json.loads(line)
                     self._keep(entry["key"], entry["row"])
 
     def __len__(self) -> int:
-        """How many calls are known to be decided."""
+        """Number of stored replies."""
         return len(self._rows)
 
     def get(self, key: str) -> Row | None:
-        """The row of a call that was decided, or none."""
+        """The stored reply of a call, or None."""
         return self._rows.get(key)
 
     def add(self, key: str, row: Row) -> None:
-        """Keep a row; one write, so that a killed process leaves at most its last line incomplete.
+        """Store a reply. It is one write, so a killed process leaves at most its last line incomplete.
 
         Args:
-            key: What `call_key` gives.
-            row: `outcome`, and what else is worth keeping. Only decided outcomes are ever given back.
+            key: Key of the call, from `call_key`.
+            row: The reply. `get` returns it only if its `outcome` is a preference.
         """
         self._keep(key, row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
-            torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
-            file.write(b"\n" * torn + json.dumps({"key": key, "row": row}).encode() + b"\n")
+            last_line_incomplete = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+            file.write(b"\n" * last_line_incomplete + json.dumps({"key": key, "row": row}).encode() + b"\n")
 
     def _keep(self, key: str, row: Row) -> None:
-        if row["outcome"] in DECIDED:
+        if row["outcome"] in PREFERENCES:
             self._rows[key] = row
 
 
 class Meter:
-    """Calls and spend of one run, counted over all processes of the host.
+    """Counts the calls and the spend of one run over all processes of the host, and enforces their limits.
 
     Args:
-        folder: The run's own; a file in it holds the counts. Created when needed.
-        max_calls: HTTP attempts that the run may make; none: no bound.
-        max_spend: What the run may spend, in the prices' currency; none: no bound. A call's price is known when it has
-            ended, so calls under way at that moment may exceed it.
-        prices: Of a million prompt tokens and of a million completion tokens.
+        folder: The run's folder, with the file of the counts; created when needed.
+        max_calls: Largest number of HTTP attempts of the run; None means no limit.
+        max_spend: Largest spend of the run, in the currency of the prices; None means no limit. The price of a call is
+            known when it ends, so calls in flight at that time can exceed the limit.
+        prices: Price of a million prompt tokens and of a million completion tokens.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Meter:
         self.max_calls, self.max_spend, self.prices = max_calls, max_spend, prices
 
     def before_call(self) -> None:
-        """Count an HTTP attempt that is about to be made.
+        """Count an HTTP attempt before it is made.
 
         Raises:
-            BudgetExceeded: it is one too many, or the money is spent.
+            BudgetExceeded: `max_calls` or `max_spend` is reached.
         """
         with self._counts() as counts:
-            way_out = "verdicts already got are kept: the same command with a higher limit goes on from here"
+            way_out = "the verdicts so far are stored: raise the limit and run the same command to continue"
             if self.max_calls is not None and counts["calls"] >= self.max_calls:
                 raise BudgetExceeded(
                     f"the limit max_calls = {self.max_calls} is reached: {counts['calls']} judge calls were made, "
@@ -125,18 +125,18 @@ class Meter:
             counts["calls"] += 1
 
     def after_call(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count what an attempt has used; nothing is known of attempts without an answer."""
+        """Count the tokens of an attempt after its reply; attempts without a reply have 0."""
         with self._counts() as counts:
             counts["spend"] += price(prompt_tokens, completion_tokens, self.prices)
 
     def used(self) -> tuple[int, float]:
-        """Calls and spend so far."""
+        """Number of calls, and spend, so far."""
         with self._counts() as counts:
             return counts["calls"], counts["spend"]
 
     @contextlib.contextmanager
     def _counts(self) -> Iterator[dict[str, Any]]:
-        """The counts, locked; what is done to them is kept unless an error is raised."""
+        """The counts under a lock; changes are written unless an error is raised."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_CREAT)
         try:
@@ -144,22 +144,33 @@ class Meter:
             content = os.pread(file, 1024, 0)
             counts: dict[str, Any] = json.loads(content) if content else {"calls": 0, "spend": 0.0}
             yield counts
-            # Always as long, in one write: a process killed here leaves the old counts or the new ones.
+            # One write of constant length: a process that is killed here leaves the old or the new counts.
             os.pwrite(file, json.dumps(counts).ljust(100).encode(), 0)
         finally:
             os.close(file)
 
 
 def price(prompt_tokens: int, completion_tokens: int, prices: tuple[float, float]) -> float:
-    """What tokens cost, at prices per million."""
+    """Price of tokens.
+
+    Args:
+        prompt_tokens: Number of prompt tokens.
+        completion_tokens: Number of completion tokens.
+        prices: Price of a million prompt tokens and of a million completion tokens.
+    """
     return (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
 
 def take_slot(folder: Path, concurrency: int) -> int | None:
-    """One of `concurrency` slots that all processes of the host share, or none if all are taken.
+    """Take one of `concurrency` slots that all processes of the host share.
+
+    Args:
+        folder: Folder of the slots' lock files.
+        concurrency: Number of slots.
 
     Returns:
-        The descriptor of a locked file: close it to give the slot back. A process that dies gives its slots back.
+        The descriptor of a locked file, or None if all slots are taken. Closing it releases the slot; the slots of a
+        process that dies are released too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(concurrency):

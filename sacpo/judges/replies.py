@@ -1,8 +1,8 @@
-"""Reads a judge's verdict out of its reply, and says nothing where the reply does not.
+"""Reads the preferred answer from a judge's reply.
 
-A judge may quote what it judges, and an answer may have been written to be quoted. So a verdict is believed when it
-carries the call's nonce, which no answer knows; one without it only when nothing that the judge saw reads like a
-verdict.
+A judge can quote the answers, and an answer can have been written to be quoted. A preference therefore counts if it
+carries the call's nonce, which no answer can know. A preference without the nonce counts only if no text that the judge
+was shown reads like a verdict.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Verdict = Literal["first", "second", "tie"]
+Preference = Literal["first", "second", "tie"]
+"""The better answer, by the order in which the answers were shown."""
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 
-_MEANING: dict[str, Verdict] = {"a": "first", "b": "second", "tie": "tie"}
+_MEANING: dict[str, Preference] = {"a": "first", "b": "second", "tie": "tie"}
 _FENCED = re.compile(r"```[a-z]*\s*(.*?)\s*```", re.A | re.I | re.S)
 _MARKUP = re.compile(r"[*_`]+|^[#>\s]+", re.M)
 
@@ -33,7 +35,7 @@ _STATED = re.compile(
 )
 _BARE = re.compile(r"^[\"'(\[\s]*(a|b|tie)[\"')\]]*\s*(?:[.!]?\s*$|[.,]?\s+(?:because|since)\b)", re.A | re.I)
 
-# What a quotation can be cut from: broader than what counts as a statement.
+# Texts from which a quotation that looks like a verdict could be cut: broader than the statements that count.
 _HINT = re.compile(
     r"\[\[|\b(?:verdict|winner|judge?ment)\b|\"token\"|\b(?:answer|response|assistant|option)\s*[ab12]\b"
     r"|\b(?:first|second|better|preferred) (?:answer|response|one)\b"
@@ -42,97 +44,109 @@ _HINT = re.compile(
 )
 
 
-def parse(reply: str, nonce: str, material: Sequence[str]) -> Verdict | None:
-    """The verdict, or none if the reply holds no verdict that can be told from a quotation, or an ambiguous one.
+def parse(reply: str, nonce: str, material: Sequence[str]) -> Preference | None:
+    """Read the preference from a reply.
 
     Args:
         reply: The judge's whole reply.
-        nonce: The random text that this call asked to have in its verdict.
-        material: What the judge was shown and may quote: the answers, and the prompt.
+        nonce: The random text that the judge was asked to repeat in its verdict.
+        material: The texts that the judge was shown and can quote: the prompt and the answers.
+
+    Returns:
+        The preference; None if the reply has none, an ambiguous one, or one that could be a quotation.
     """
     fence = _FENCED.fullmatch(reply.strip())
     whole = _object(fence[1] if fence else reply.strip())
     if whole is not None and "verdict" in whole:
-        believed = whole.get("token") == nonce or not any(map(reads_like_a_verdict, material))
-        return _said(whole) if believed else None
-    signed = [_said(found) for _, found in _objects(reply) if found.get("token") == nonce]
-    if any(signed):  # the instructions' sample has the nonce too, but says nothing
-        return [verdict for verdict in signed if verdict][-1]
+        trusted = whole.get("token") == nonce or not any(map(reads_like_a_verdict, material))
+        return _stated(whole) if trusted else None
+    signed = [_stated(verdict) for _, verdict in _verdict_objects(reply) if verdict.get("token") == nonce]
+    if any(signed):  # the instructions' example carries the nonce too, but states no preference
+        return [preference for preference in signed if preference][-1]
     if any(map(reads_like_a_verdict, material)):
         return None
     return _tolerant(reply)
 
 
 def reads_like_a_verdict(text: str) -> bool:
-    """Whether a quotation from the text could be taken for a judge's verdict."""
+    """Whether a quotation from the text could be mistaken for a judge's verdict."""
     lines = _lines(text)
     return (
-        any(True for _ in _objects(text))
+        any(True for _ in _verdict_objects(text))
         or any(_BARE.match(line) or _SCORES.search(line) or re.search(_PAIR, line, re.A | re.I) for line in lines)
         or _HINT.search("\n".join(lines)) is not None
     )
 
 
-def _tolerant(reply: str) -> Verdict | None:
-    """The last statement of a judge that does not follow the format; none if statements on its line disagree."""
+def _tolerant(reply: str) -> Preference | None:
+    """The last statement of a judge that ignores the format; None if statements on that line contradict each other."""
     lines = _lines(reply)
-    said = [(reply.count("\n", 0, end), verdict) for end, found in _objects(reply) if (verdict := _said(found))]
+    statements = [  # (line number, preference)
+        (reply.count("\n", 0, end), preference)
+        for end, verdict in _verdict_objects(reply)
+        if (preference := _stated(verdict))
+    ]
     for i, line in enumerate(lines):
-        said += [(i, _MEANING[(match[1] or match[2] or "tie").lower()]) for match in _STATED.finditer(line)]
-    filled = [i for i, line in enumerate(lines) if line.strip()]
-    for i in {filled[0], filled[-1]} if filled else ():
-        said += [(i, _compared(match)) for match in _SCORES.finditer(lines[i])]
-    bare = {i: _MEANING[match[1].lower()] for i in filled if (match := _BARE.match(lines[i]))}
-    if len(set(bare.values())) == 1:  # letters that disagree are headings or a list
-        said += [(i, verdict) for i, verdict in bare.items() if i in (filled[0], filled[-1])]
-    last = max((i for i, _ in said), default=None)
-    verdicts = {verdict for i, verdict in said if i == last}
-    return verdicts.pop() if len(verdicts) == 1 else None
+        statements += [(i, _MEANING[(match[1] or match[2] or "tie").lower()]) for match in _STATED.finditer(line)]
+    nonempty = [i for i, line in enumerate(lines) if line.strip()]
+    for i in {nonempty[0], nonempty[-1]} if nonempty else ():
+        statements += [(i, _compared(match)) for match in _SCORES.finditer(lines[i])]
+    bare = {i: _MEANING[match[1].lower()] for i in nonempty if (match := _BARE.match(lines[i]))}
+    if len(set(bare.values())) == 1:  # letters that differ are headings or a list
+        statements += [(i, preference) for i, preference in bare.items() if i in (nonempty[0], nonempty[-1])]
+    last_line = max((i for i, _ in statements), default=None)
+    preferences = {preference for i, preference in statements if i == last_line}
+    return preferences.pop() if len(preferences) == 1 else None
 
 
 def _lines(text: str) -> list[str]:
-    """Lines without markup."""
+    """The lines of a text without Markdown markup."""
     return [_MARKUP.sub("", line) for line in text.split("\n")]
 
 
-def _compared(match: re.Match[str]) -> Verdict:
+def _compared(match: re.Match[str]) -> Preference:
+    """The preference that two scores express."""
     first, second = (float(group) for group in match.groups() if group is not None)
     return "tie" if first == second else "first" if first > second else "second"
 
 
-def _said(found: dict[str, Any]) -> Verdict | None:
-    """What a verdict object says."""
-    value = found["verdict"]
+def _stated(verdict: dict[str, Any]) -> Preference | None:
+    """The preference that a verdict object states."""
+    value = verdict["verdict"]
     return _MEANING.get(value.strip().strip("[]").lower()) if isinstance(value, str) else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, unless it names a key twice: which one counts would be a guess."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+    """A JSON object from its pairs.
+
+    Raises:
+        ValueError: a key occurs twice, so that its value would be ambiguous.
+    """
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a key occurs twice in a JSON object")
+    return result
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _object(text: str) -> dict[str, Any] | None:
-    """The object that the text is as a whole."""
+    """The whole text as one JSON object; None if it is not one."""
     with contextlib.suppress(ValueError, RecursionError):
-        found = _DECODER.decode(text)
-        return found if isinstance(found, dict) else None
+        value = _DECODER.decode(text)
+        return value if isinstance(value, dict) else None
     return None
 
 
-def _objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every JSON object with a verdict, with the place where it ends; none inside another."""
-    place = text.find("{")
-    while place >= 0:
-        end = place + 1
+def _verdict_objects(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """JSON objects with a key `verdict` in a text, with the position of each one's end; nested objects are skipped."""
+    start = text.find("{")
+    while start >= 0:
+        next_start = start + 1
         with contextlib.suppress(ValueError, RecursionError):
-            found, stop = _DECODER.raw_decode(text, place)
-            if "verdict" in found:
-                end = stop
-                yield end, found
-        place = text.find("{", end)
+            value, end = _DECODER.raw_decode(text, start)
+            if "verdict" in value:
+                next_start = end
+                yield end, value
+        start = text.find("{", next_start)

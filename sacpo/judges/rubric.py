@@ -1,15 +1,16 @@
-"""What makes one answer better, and the frame in which a judge model is asked.
+"""The built-in rubrics, and the frame: the fixed part of the request to a judge model.
 
-The rubric may be a user's own text; the frame stays ours. Answers come from models that may have learned to talk to
-judges, so they stand between delimiters that no answer can know, and a verdict is told from a quoted imitation by a
-token that no answer can know either.
+A user can replace the rubric, but not the frame. Answers come from models that may have learned to address judges. They
+are therefore placed between delimiters that no answer can know, and the judge is asked to sign its verdict with a token
+that no answer can know, which distinguishes it from a quoted imitation.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-PROMPT_VERSION = 1  # part of every verdict's key: raise it with any change of the frame
+PROMPT_VERSION = 1
+"""Version of the frame, a part of the key of every stored reply. Raise it with every change of the frame."""
 
 RUBRICS = {
     "helpfulness": (
@@ -36,8 +37,8 @@ RUBRICS = {
     ),
 }
 
-# The same for every call: endpoints compile a schema when they first see it, which takes seconds, so the token must not
-# be part of it. Reasons stand first because a model writes in this order.
+# The token is not in the schema, so that the schema is equal for all calls: an endpoint takes seconds to compile a new
+# one. The reasons come first because a model writes the fields in this order.
 RESPONSE_FORMAT: dict[str, Any] = {
     "type": "json_schema",
     "json_schema": {
@@ -58,16 +59,19 @@ RESPONSE_FORMAT: dict[str, Any] = {
 
 
 def messages(rubric: str, prompt: str, first: str, second: str, nonce: str) -> list[dict[str, str]]:
-    """The chat that asks for one verdict.
+    """The chat messages that ask for one verdict.
 
     Args:
-        rubric: What makes an answer better, in words.
-        prompt: The user's message that both answers answer.
+        rubric: Text that explains what makes an answer better.
+        prompt: The user's message.
         first: The answer shown first, called A.
         second: The answer shown second, called B.
-        nonce: Random text of this call alone, in the delimiters and in the verdict asked for.
+        nonce: Random text of this attempt, for the delimiters and for the token in the verdict.
+
+    Returns:
+        A system and a user message.
     """
-    # The sample's verdict is no verdict, so a judge that quotes these instructions has said nothing.
+    # The verdict in the example is "...", so a judge that quotes these instructions states no preference.
     frame = f"""You compare two answers to the same message and decide which of them is better by this criterion:
 
 {rubric.strip()}

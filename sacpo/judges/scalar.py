@@ -1,6 +1,6 @@
-"""Judges that score each answer by itself: the synthetic world's gold values, and reward or cost models.
+"""Judges that score each answer by itself: the synthetic world's gold scores, and reward or cost models.
 
-Comparing scores has no presentation order, so each pair has one verdict.
+Scores do not depend on a presentation order, so each pair has one verdict.
 """
 
 from __future__ import annotations
@@ -11,39 +11,51 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sacpo.judges.verdicts import Judge, Outcome, Pair, Verdict
+from sacpo.data.batching import batches_by_length, with_pad_token
+from sacpo.errors import StepError
+from sacpo.judges.verdicts import AnswerPair, JudgeFunction, Outcome, Verdict
 
 Score = Callable[[list[tuple[str, str]]], list[float]]
-"""Scores (prompt, answer) pairs; higher is better, and what cannot be scored is not a number."""
+"""Scores (prompt, answer) pairs. A higher score is better; NaN means that an answer cannot be scored."""
 
 
 def outcome(score: float, baseline: float, tie_margin: float) -> Outcome:
-    """What a pair of scores says; higher is better. A score that is not a number is no verdict."""
+    """Outcome of a comparison of two scores.
+
+    Args:
+        score: Score of the policy's answer; a higher score is better.
+        baseline: Score of the baseline's answer.
+        tie_margin: Largest distance between scores that counts as a tie.
+
+    Returns:
+        The outcome for the policy; `unavailable` if a score is NaN.
+    """
     difference = score - baseline
-    if difference != difference:
+    if math.isnan(difference):
         return "unavailable"
     if abs(difference) <= tie_margin:
         return "tie"
     return "win" if difference > 0 else "loss"
 
 
-def by_score(score: Score, *, tie_margin: float = 0.0, temperature: float | None = None) -> Judge:
-    """A judge that compares two answers by a score.
+def by_score(score: Score, *, tie_margin: float = 0.0, temperature: float | None = None) -> JudgeFunction:
+    """A judge that compares the scores of two answers.
 
     Args:
         score: Scores answers.
-        tie_margin: Scores no further apart are a tie.
-        temperature: Where P(win) = sigmoid(difference / temperature) was fitted on held-out pairs.
+        tie_margin: Largest distance between scores that counts as a tie.
+        temperature: Temperature of P(win) = sigmoid(difference / temperature), fitted on held-out pairs; None if the
+            scores are not calibrated.
     """
 
-    def judge(pairs: list[Pair]) -> list[Verdict]:
+    def judge(pairs: list[AnswerPair]) -> list[Verdict]:
         started = time.monotonic()
-        ours = score([(pair.prompt, pair.policy) for pair in pairs])
-        theirs = score([(pair.prompt, pair.baseline) for pair in pairs])
+        policy_scores = score([(pair.prompt, pair.policy) for pair in pairs])
+        baseline_scores = score([(pair.prompt, pair.baseline) for pair in pairs])
         latency = (time.monotonic() - started) / max(1, len(pairs))
         return [
             Verdict(i, "none", 0, outcome(a, b, tie_margin), f"{a:.6g} {b:.6g}", latency, p_win=p_win(a - b))
-            for i, (a, b) in enumerate(zip(ours, theirs, strict=True))
+            for i, (a, b) in enumerate(zip(policy_scores, baseline_scores, strict=True))
         ]
 
     def p_win(difference: float) -> float | None:
@@ -55,7 +67,7 @@ def by_score(score: Score, *, tie_margin: float = 0.0, temperature: float | None
 
 
 def gold(criterion: str) -> Score:
-    """The synthetic world's own scores."""
+    """The gold scores of the synthetic world for a criterion."""
     from sacpo.synthetic.world import gold_score
 
     return lambda answers: [gold_score(prompt, answer, criterion) for prompt, answer in answers]
@@ -64,45 +76,53 @@ def gold(criterion: str) -> Score:
 def reward_model(
     path: str | Path, *, revision: str | None, sign: int, template: str, max_length: int, batch_size: int = 32
 ) -> Score:
-    """A sequence-classification model with one output, from a folder or the hub.
+    """Load a sequence-classification model with one output, from a folder or the hub.
 
     Args:
         path: Folder or hub id.
         revision: Commit of the hub repository.
-        sign: 1 if a higher output is better, -1 if it is worse.
-        template: `chat`, or text with {prompt}.
-        max_length: Tokens; a longer text is not cut but scored as not a number, so it becomes no verdict.
-        batch_size: Texts scored at once.
+        sign: 1 if a higher output is better, -1 if a lower output is better.
+        template: `chat`, or a text that contains {prompt}.
+        max_length: Largest number of tokens of a text. A longer text is not truncated: its score is NaN.
+        batch_size: Texts scored in one forward pass.
+
+    Returns:
+        A function that scores (prompt, answer) pairs.
 
     Raises:
-        StepError: the model has not exactly one output.
+        StepError: the model has not exactly one output, or the checkpoint lacks weights.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from sacpo.data.pretrained import check_weights
     from sacpo.data.tokenise import conversation, encode
-    from sacpo.errors import StepError
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main")
-    model: Any = AutoModelForSequenceClassification.from_pretrained(path, revision=revision or "main", dtype="auto")
+    tokenizer = with_pad_token(AutoTokenizer.from_pretrained(path, revision=revision or "main"))
+    model: Any
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        path, revision=revision or "main", dtype="auto", output_loading_info=True
+    )
+    check_weights(info, f"the judge {path}")
     if model.config.num_labels != 1:
-        raise StepError(f"the judge {path} has {model.config.num_labels} outputs; a reward or cost model has one")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        raise StepError(
+            f"the judge {path} has {model.config.num_labels} outputs, but a reward or cost model has exactly one; "
+            "give a sequence-classification model with num_labels = 1"
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
-        texts = [conversation(p, r, tokenizer=tokenizer, template=template) for p, r in pairs]
+        texts = [conversation(prompt, answer, tokenizer=tokenizer, template=template) for prompt, answer in pairs]
         ids = encode(texts, tokenizer=tokenizer, template=template)
-        fit = sorted((i for i in range(len(ids)) if len(ids[i]) <= max_length), key=lambda i: len(ids[i]))
+        positions = [i for i in range(len(ids)) if len(ids[i]) <= max_length]
         scores = [float("nan")] * len(pairs)
-        for start in range(0, len(fit), batch_size):
-            batch = fit[start : start + batch_size]
-            inputs = tokenizer.pad({"input_ids": [ids[i] for i in batch]}, return_tensors="pt").to(model.device)
+        for batch in batches_by_length([len(ids[i]) for i in positions], batch_size):
+            members = [positions[i] for i in batch]
+            inputs = tokenizer.pad({"input_ids": [ids[i] for i in members]}, return_tensors="pt").to(model.device)
             with torch.no_grad():
                 outputs = model(**inputs).logits[:, 0].float().tolist()
-            for i, value in zip(batch, outputs, strict=True):
+            for i, value in zip(members, outputs, strict=True):
                 scores[i] = sign * value
         return scores
 

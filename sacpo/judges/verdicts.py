@@ -1,4 +1,4 @@
-"""What every judge is given and gives back."""
+"""The types that all judges share: pairs of answers, verdicts on them, and the judge as a function."""
 
 from __future__ import annotations
 
@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 Outcome = Literal["win", "loss", "tie", "unparsable", "unavailable"]
+"""Outcome for the policy. `unparsable` and `unavailable` are failures of the judge and never count as ties."""
 Order = Literal["policy_first", "baseline_first", "none"]
+"""Presentation order: which answer was shown first; `none` if the judge scores each answer by itself."""
 ORDERS: tuple[Order, Order] = ("policy_first", "baseline_first")
-DECIDED: dict[str, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
-"""The outcomes that count, and what each scores; the others are failures and no numbers."""
+SCORES: dict[str, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
+"""Score of each decided outcome. The other outcomes have no score and are left out of win rates."""
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two answers to one prompt: the policy's and the baseline's."""
+class AnswerPair:
+    """Two answers to one prompt: the policy's and the baseline's.
+
+    Attributes:
+        prompt_id: Id of the prompt.
+        category: Category of the prompt.
+        sample: Number of the answer among the samples of one prompt.
+        prompt: Text of the prompt.
+        policy: The policy's answer.
+        baseline: The baseline's answer.
+    """
 
     prompt_id: str
     category: str
@@ -27,18 +38,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judge call.
+    """A judge's verdict on one pair of answers, in one presentation order and repeat.
 
     Attributes:
-        pair: Index of the pair in the list that the judge was given.
-        order: Which answer was shown first; `none` where the answers are scored one by one.
-        repeat: Number of the call among those of the same pair and order.
-        outcome: For the policy.
-        raw: What the judge said.
+        pair: Index of the pair in the list that the judge received.
+        order: Presentation order.
+        repeat: Number of the call among the calls with the same pair and order.
+        outcome: Outcome for the policy.
+        raw: The judge's reply, its scores, or the reason of a failure.
         latency: Seconds.
-        attempts: Calls that were made for it; 0 where none was needed.
-        prompt_tokens, completion_tokens: As the endpoint counted them.
-        p_win: Calibrated probability that the policy's answer is preferred; none where the judge has no calibration.
+        attempts: Calls made for this verdict; 0 if none was needed.
+        prompt_tokens, completion_tokens: Tokens of these calls, as the endpoint counted them.
+        p_win: Calibrated probability that the policy's answer is preferred; None if the judge is not calibrated.
     """
 
     pair: int
@@ -53,18 +64,23 @@ class Verdict:
     p_win: float | None = None
 
 
-Judge = Callable[[list[Pair]], list[Verdict]]
+JudgeFunction = Callable[[list[AnswerPair]], list[Verdict]]
+"""Judges pairs of answers; returns at least one verdict per pair, ordered by pair."""
 
 
 def order_inconsistency(calls: Iterable[tuple[Hashable, str, str]]) -> float | None:
-    """Share of what was judged in both orders whose outcome differs with the order; none where nothing was.
+    """Fraction of items, judged in both presentation orders, whose outcome depends on the order.
 
     Args:
-        calls: (what was judged, order, outcome) of every decided call.
+        calls: (item, order, outcome) of every decided call.
+
+    Returns:
+        The fraction, or None if no item was judged in both orders.
     """
     outcomes: dict[Hashable, dict[str, str]] = {}
-    for key, order, outcome in calls:
+    for item, order, outcome in calls:
         if order != "none":
-            outcomes.setdefault(key, {})[order] = outcome
-    both = [set(seen.values()) for seen in outcomes.values() if len(seen) == 2]
-    return sum(len(seen) > 1 for seen in both) / len(both) if both else None
+            outcomes.setdefault(item, {})[order] = outcome
+    judged_in_both = [by_order for by_order in outcomes.values() if len(by_order) == 2]
+    inconsistent = sum(len(set(by_order.values())) > 1 for by_order in judged_in_both)
+    return inconsistent / len(judged_in_both) if judged_in_both else None

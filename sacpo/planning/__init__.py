@@ -1,0 +1,7 @@
+"""From a space to a plan: trials, steps with content ids, typed payloads and records, and the table of step kinds.
+
+`planner` makes the plan with `training_steps`, `evaluation_steps` and `graph`; `plan`, `payloads` and `records` are the
+typed models; `kinds` declares each kind of step once; `schedule` orders steps; `cost_estimate` serves `--dry-run`.
+The package may import `spaces`, `data`, `judges.rubric`, `statistics`, `synthetic`, `hashing` and `errors`, but neither
+ray nor torch.
+"""

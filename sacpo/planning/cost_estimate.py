@@ -1,21 +1,23 @@
-"""What a plan's judging will ask for and cost, and what its prompts can show: for `--dry-run`. Pure."""
+"""Estimates for `--dry-run`: calls and price of LLM judges, and the smallest effect that the prompts can show. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sacpo.data.canaries import canned_pairs
 from sacpo.judges.rubric import RUBRICS, messages
-from sacpo.planning.plan import Plan, Step
+from sacpo.planning.payloads import CanaryPayload, JudgePayload
+from sacpo.planning.plan import Plan
+from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
-from sacpo.spaces.validation import dotted, judges
+from sacpo.spaces.validation import judges
 from sacpo.statistics.power import smallest_difference
 
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly, for common tokenizers
 
 
 def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
-    """Lines on calls and price of every LLM judge, and on the smallest difference each criterion's prompts can show.
+    """One line for every LLM judge on its calls and price, and one for every criterion on what its prompts can show.
 
     Args:
         plan: The plan.
@@ -24,25 +26,31 @@ def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
     lines = []
     for where, judge in judges(plan.space):
         if isinstance(judge, LLMJudge):
-            steps = [s for s in plan.steps.values() if s.local.get("base_url", "") == judge.base_url]
-            mine = [
-                s for s in steps if s.payload["criterion"] == where[1] and s.payload["judge"]["model"] == judge.model
-            ]
-            calls = sum(_calls(plan, step, judge) for step in mine if not is_done(step.id))
-            lines.append(
-                f"{dotted(where)}: {judge.model}, at most {calls:,} calls{_price(plan, str(where[1]), judge, calls)}"
-            )
+            criterion = str(where[1])
+            steps = _steps_of(plan, criterion, judge)
+            calls = sum(_calls(plan, payload, judge) for step_id, payload in steps if not is_done(step_id))
+            price = _price(plan, criterion, judge, calls)
+            lines.append(f"{dotted(where)}: {judge.model}, at most {calls:,} calls{price}")
     for criterion, prompts in plan.prompts.items():
         shown = f"a win rate {smallest_difference(len(prompts)):.3f} away from 0.5 (80 % power, worst case)"
         lines.append(f"{criterion}: {len(prompts)} prompts can show {shown}")
     return lines
 
 
-def _calls(plan: Plan, step: Step, judge: LLMJudge) -> int:
-    criterion = step.payload["criterion"]
-    samples = plan.space.evaluation.generation.samples
-    canned = len(canned_pairs(criterion, step.payload["sentences"])) if step.kind == "canary" else 0
-    return (canned or len(plan.prompts[criterion]) * samples) * 2 * judge.repeats
+def _steps_of(plan: Plan, criterion: str, judge: LLMJudge) -> Iterator[tuple[str, JudgePayload]]:
+    """The judge and canary steps of one judge of one criterion."""
+    for step_id, step in plan.steps.items():
+        payload = step.payload
+        if isinstance(payload, JudgePayload) and payload.criterion == criterion and payload.judge == judge:
+            yield step_id, payload
+
+
+def _calls(plan: Plan, payload: JudgePayload, judge: LLMJudge) -> int:
+    if isinstance(payload, CanaryPayload):
+        pairs = len(canned_pairs(payload.criterion, payload.sentences))
+    else:
+        pairs = len(plan.prompts[payload.criterion]) * plan.space.evaluation.generation.samples
+    return pairs * 2 * judge.repeats
 
 
 def _price(plan: Plan, criterion: str, judge: LLMJudge, calls: int) -> str:

@@ -1,169 +1,211 @@
-"""Plans how policies are assessed: answers, judges, canaries, sentinels. Part of `sacpo.planning.planner`; pure.
+"""Plans the steps that evaluate policies: answers, verdicts, canaries and sentinels.
 
-Every judging rests on two steps that answered the same prompts. What makes a judge what it is goes into the payload and
-so into the id; where and how it is reached goes into `local`.
+A judge step depends on two `generate` steps that answer the same prompts. The models of trained judges are planned
+before (`sacpo.planning.training_steps`) and given here by `judge_model_key`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import assert_never
 
 from sacpo.data.canaries import CANARY_VERSION, REFUSAL, SYNTHETIC_REFUSAL
-from sacpo.data.prompts import Prompt, read_prompts
-from sacpo.errors import DataError
+from sacpo.errors import DataError, SacpoError
 from sacpo.judges.rubric import PROMPT_VERSION, RUBRICS
-from sacpo.planning.identity import content_id, source_identity
-from sacpo.planning.plan import RECIPES, Kind, Step
+from sacpo.planning.graph import Graph
+from sacpo.planning.payloads import (
+    CanaryPayload,
+    GeneratePayload,
+    JudgeInputs,
+    JudgePayload,
+    LLMInstructions,
+    RewardModelContent,
+    SyntheticScale,
+    TrainedModelFormat,
+)
+from sacpo.planning.plan import Plan, Trial
 from sacpo.spaces.evaluation import (
     GoldJudge,
-    Judge,
+    JudgeSettings,
     LLMJudge,
     NoisyJudge,
     RewardModelJudge,
-    SyntheticPrompts,
     TrainedJudge,
 )
 from sacpo.spaces.space import Space
-from sacpo.synthetic.world import PROMPTS, WORLD_VERSION
+from sacpo.synthetic.world import WORLD_VERSION
 
 _LONGEST_OF = 4  # draws from the SFT policy of which the longest-answer sentinel keeps one
 
 
-class Graph:
-    """The steps of a plan, each once."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, Step] = {}
-        self.identities: dict[tuple[str, str | None], dict[str, str]] = {}
-
-    def add(
-        self,
-        kind: Kind,
-        label: str,
-        payload: dict[str, Any],
-        parents: dict[str, str] | None = None,
-        local: dict[str, Any] | None = None,
-    ) -> str:
-        parents = parents or {}
-        whole = {"recipe": RECIPES[kind], **payload, "parents": parents}
-        step_id = content_id(kind, whole)
-        self.steps.setdefault(step_id, Step(step_id, kind, label, whole, parents, local or {}))
-        return step_id
-
-    def identity(self, path: str, revision: str | None) -> dict[str, str]:
-        key = (path, revision)
-        if key not in self.identities:
-            self.identities[key] = source_identity(path, revision)
-        return self.identities[key]
-
-
-class TrainJudge(Protocol):
-    """Plans the training of a judge for a criterion; returns the step."""
-
-    def __call__(self, judge: TrainedJudge, criterion: str) -> str: ...
-
-
-class Assessment:
-    """Plans the assessment of trials.
+class EvaluationSteps:
+    """Adds evaluation steps to a graph.
 
     Args:
         graph: Where the steps go.
         space: The space.
-        train_judge: Plans a judge's own training.
+        prompts: Criterion to the id of its prompts.
+        judge_models: `judge_model_key` of each trained judge to the step that trains its model.
     """
 
-    def __init__(self, graph: Graph, space: Space, train_judge: TrainJudge) -> None:
-        self.graph, self.space, self.train_judge = graph, space, train_judge
+    def __init__(
+        self, graph: Graph, space: Space, prompts: Mapping[str, str], judge_models: Mapping[str, str]
+    ) -> None:
+        self.graph, self.space, self.prompts, self.judge_models = graph, space, prompts, judge_models
         self.criteria = space.evaluation.criteria
-        self.prompts = {name: _prompts(criterion.prompts) for name, criterion in self.criteria.items()}
 
-    def probabilities(self, policy: dict[str, str], q: float | None, label: str) -> str:
-        payload = {"world": WORLD_VERSION} | _ratio(q)
-        return self.graph.add("probabilities", f"probabilities {label}", payload, dict(policy))
-
-    def generate(self, criterion: str, policy: dict[str, str], q: float | None, sft: str, label: str) -> str:
-        """Answers to a criterion's prompts."""
+    def generate(self, policy: dict[str, str], q: float | None, sft: str, label: str) -> dict[str, str]:
+        """Each criterion's answers of a policy."""
         parents = dict(policy)
-        if (
-            not self.space.synthetic
-            and policy != {"policy": sft}
-            and self.space.evaluation.generation.temperature == 1.0
-        ):
+        plain_samples = self.space.evaluation.generation.temperature == 1.0
+        if not self.space.synthetic and policy != {"policy": sft} and plain_samples:
             parents["sft"] = sft  # KL to the SFT policy is estimated on the policy's own samples
-        return self._answers(criterion, label, _ratio(q), parents)
+        return {criterion: self._answers(criterion, label, parents, q=q) for criterion in self.criteria}
 
-    def sentinel(self, name: str, criterion: str, sft: str) -> str:
-        """A sentinel's answers: one refusal to everything, or the longest of several draws from the SFT policy."""
-        refusal = SYNTHETIC_REFUSAL if self.space.synthetic else REFUSAL
-        extra = {"keep_longest_of": _LONGEST_OF} if name == "longest-answer" else {"refusal": refusal}
-        return self._answers(criterion, name, extra, {"policy": sft})
+    def sentinel(self, name: str, sft: str) -> dict[str, str]:
+        """Each criterion's answers of a sentinel: one refusal to every prompt, or the longest of several answers."""
+        parents = {"policy": sft}
+        if name == "longest-answer":
+            return {c: self._answers(c, name, parents, keep_longest_of=_LONGEST_OF) for c in self.criteria}
+        if name == "always-refuse":
+            refusal = SYNTHETIC_REFUSAL if self.space.synthetic else REFUSAL
+            return {c: self._answers(c, name, parents, refusal=refusal) for c in self.criteria}
+        raise AssertionError(f"unknown sentinel {name}")
 
-    def _answers(self, criterion: str, label: str, extra: dict[str, Any], parents: dict[str, str]) -> str:
-        prompts = [[prompt.prompt_id, prompt.text, prompt.category] for prompt in self.prompts[criterion]]
-        payload = {
-            "generation": self.space.evaluation.generation.model_dump(),
-            "prompts": content_id("prompts", {"prompts": prompts}),
-            "prompt_template": self.space.prompt_template,
-            **extra,
-        }
-        return self.graph.add("generate", f"generate {criterion} {label}", payload, parents, {"prompts": prompts})
+    def _answers(
+        self,
+        criterion: str,
+        label: str,
+        parents: dict[str, str],
+        q: float | None = None,
+        refusal: str | None = None,
+        keep_longest_of: int = 1,
+    ) -> str:
+        payload = GeneratePayload(
+            generation=self.space.evaluation.generation,
+            prompts=self.prompts[criterion],
+            prompt_template=self.space.prompt_template,
+            q=q,
+            refusal=refusal,
+            keep_longest_of=keep_longest_of,
+        )
+        return self.graph.add("generate", f"generate {criterion} {label}", payload, parents)
 
-    def judge(self, generate: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, str]:
-        """Each criterion's judging of one side's answers against another's."""
+    def judge(self, answers: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, str]:
+        """Each criterion's verdicts of its own judge on one side's answers against the baseline's."""
         return {
-            name: self._judging("judge", name, criterion.judge, label, generate[name], baseline[name])
-            for name, criterion in self.criteria.items()
+            criterion: self.judge_step(criterion, settings.judge, label, answers, baseline)
+            for criterion, settings in self.criteria.items()
         }
 
-    def panel(self, generate: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, dict[str, str]]:
-        """The like of `judge` for every further judge."""
-        found: dict[str, dict[str, str]] = {}
-        for name, criterion in self.criteria.items():
-            for member, judge in criterion.panel.items():
-                step = self._judging("judge", name, judge, f"{label} by {member}", generate[name], baseline[name])
-                found.setdefault(member, {})[name] = step
-        return found
+    def panel(self, answers: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, dict[str, str]]:
+        """The same for every judge of the panels, by its name."""
+        steps: dict[str, dict[str, str]] = {}
+        for criterion, settings in self.criteria.items():
+            for name, judge in settings.panel.items():
+                step = self.judge_step(criterion, judge, f"{label} by {name}", answers, baseline)
+                steps.setdefault(name, {})[criterion] = step
+        return steps
+
+    def judge_step(
+        self, criterion: str, judge: JudgeSettings, label: str, answers: dict[str, str], baseline: dict[str, str]
+    ) -> str:
+        """One judge's verdicts on one criterion."""
+        inputs, parents = self._inputs(criterion, judge)
+        payload = JudgePayload(criterion=criterion, judge=judge, inputs=inputs)
+        sides = {"answers": answers[criterion], "baseline": baseline[criterion]}
+        return self.graph.add("judge", f"judge {criterion} {label}", payload, sides | parents)
+
+    def canary(self, criterion: str, judge: JudgeSettings) -> str:
+        """One judge's verdicts on canned pairs."""
+        inputs, parents = self._inputs(criterion, judge)
+        payload = CanaryPayload(
+            criterion=criterion,
+            judge=judge,
+            inputs=inputs,
+            pairs=CANARY_VERSION,
+            sentences="synthetic" if self.space.synthetic else "text",
+        )
+        return self.graph.add("canary", f"canary {criterion} canned pairs", payload, parents)
 
     def canaries(self) -> list[str]:
-        """A step for every judge that tries it on canned pairs."""
-        return [self._judging("canary", name, judge, "canned pairs") for name, judge in self._judges()]
+        """The canary of every judge of the space."""
+        return [self.canary(criterion, judge) for criterion, judge in judges_of(self.space)]
 
-    def _judges(self) -> list[tuple[str, Judge]]:
-        return [(n, judge) for n, c in self.criteria.items() for judge in (c.judge, *c.panel.values())]
-
-    def _judging(self, kind: Kind, criterion: str, judge: Judge, label: str, *sides: str) -> str:
-        payload: dict[str, Any] = {"criterion": criterion, "judge": judge.model_dump(exclude=_PLACES[type(judge)])}
-        parents = dict(zip(("answers", "baseline"), sides, strict=False))
-        local: dict[str, Any] = {}
-        if kind == "canary":
-            payload |= {"pairs": CANARY_VERSION, "sentences": "synthetic" if self.space.synthetic else "text"}
-        if isinstance(judge, GoldJudge | NoisyJudge):
-            payload["world"] = WORLD_VERSION
-        elif isinstance(judge, RewardModelJudge):
-            payload["source"] = self.graph.identity(judge.path, judge.revision)
-            local = {"path": judge.path, "revision": judge.revision}
-        elif isinstance(judge, TrainedJudge):
-            parents["model"] = self.train_judge(judge, criterion)
-            payload |= {"prompt_template": self.space.prompt_template, "max_length": self.space.data.max_length}
-        elif isinstance(judge, LLMJudge):
-            payload |= {"rubric": _rubric(judge, criterion), "prompt_version": PROMPT_VERSION}
-            local = judge.model_dump(include={"base_url", "api_key_env", "calls"})
-        return self.graph.add(kind, f"{kind} {criterion} {label}", payload, parents, local)
-
-
-# What says where a judge is or how it is reached; what says what it is, is added to the payload instead.
-_PLACES: dict[type, set[str]] = {
-    GoldJudge: set(),
-    NoisyJudge: set(),
-    RewardModelJudge: {"path", "revision"},
-    TrainedJudge: {"training"},
-    LLMJudge: {"rubric", "base_url", "api_key_env", "calls"},
-}
+    def _inputs(self, criterion: str, judge: JudgeSettings) -> tuple[JudgeInputs, dict[str, str]]:
+        """What a judge needs beside the answers, and the steps that it depends on."""
+        match judge:
+            case GoldJudge() | NoisyJudge():
+                return SyntheticScale(world=WORLD_VERSION), {}
+            case RewardModelJudge():
+                return RewardModelContent(content=self.graph.content(judge.path, judge.revision)), {}
+            case TrainedJudge():
+                template, max_length = self.space.prompt_template, self.space.data.max_length
+                model = self.judge_models.get(judge_model_key(judge))
+                if model is None:
+                    raise SacpoError(
+                        f"evaluation.{criterion}: the sweep has trained no such judge (kind: {judge.kind}); add it to "
+                        f"evaluation.{criterion}.panel of the space and run that sweep in a new results folder with "
+                        "the same --store"
+                    )
+                return TrainedModelFormat(prompt_template=template, max_length=max_length), {"model": model}
+            case LLMJudge():
+                return LLMInstructions(rubric=_rubric(judge, criterion), prompt_version=PROMPT_VERSION), {}
+            case _:
+                assert_never(judge)
 
 
-def _ratio(q: float | None) -> dict[str, Any]:
-    return {} if q is None else {"q": q}
+def judges_of(space: Space) -> Iterator[tuple[str, JudgeSettings]]:
+    """(criterion, judge) of every judge of a space, those of the panels included."""
+    for criterion, settings in space.evaluation.criteria.items():
+        for judge in (settings.judge, *settings.panel.values()):
+            yield criterion, judge
+
+
+def judge_model_key(judge: TrainedJudge) -> str:
+    """Key of the model that a trained judge uses: its settings without those of the comparison."""
+    return judge.model_dump_json(exclude={"tie_margin"})
+
+
+def add_judge(plan: Plan, name: str, judges: Mapping[str, JudgeSettings]) -> tuple[Plan, tuple[str, ...]]:
+    """Add a judge to the panel of a plan, for the answers that the plan's trials have.
+
+    Args:
+        plan: The plan.
+        name: The judge's name in the panel. Steps of a judge of this name that was added before are replaced.
+        judges: The judge's settings by criterion.
+
+    Returns:
+        The plan with the new steps, and the steps that try the judge on canned pairs; they are in the plan's steps, but
+        not among its canaries.
+
+    Raises:
+        SacpoError: the judge would have to be trained.
+        DataError: the judge's rubric or model cannot be read.
+    """
+    graph = Graph(plan.steps)
+    models = {
+        judge_model_key(step.payload.judge): step.parents["model"]
+        for step in plan.steps.values()
+        if isinstance(step.payload, JudgePayload) and isinstance(step.payload.judge, TrainedJudge)
+    }
+    planner = EvaluationSteps(graph, plan.space, plan.criteria, models)
+
+    def judged(trial: Trial) -> Trial:
+        if trial is plan.baseline:
+            return trial
+        steps = {
+            criterion: planner.judge_step(
+                criterion, judge, f"{trial.label} by {name}", trial.generate, plan.baseline.generate
+            )
+            for criterion, judge in judges.items()
+        }
+        return trial.model_copy(update={"panel": trial.panel | {name: steps}})
+
+    trials = tuple(judged(trial) for trial in plan.trials)
+    canaries = tuple(planner.canary(criterion, judge) for criterion, judge in judges.items())
+    return plan.model_copy(update={"trials": trials, "steps": graph.steps}), canaries
 
 
 def _rubric(judge: LLMJudge, criterion: str) -> str:
@@ -174,12 +216,7 @@ def _rubric(judge: LLMJudge, criterion: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"rubric {judge.rubric}: cannot be read as UTF-8 text: {error}") from None
     if not text:
-        raise DataError(f"rubric {judge.rubric}: is empty; say in it what makes an answer better, or leave it out")
+        raise DataError(
+            f"rubric {judge.rubric}: is empty; write in it what makes an answer better, or leave the setting out"
+        )
     return text
-
-
-def _prompts(source: Any) -> list[Prompt]:
-    if isinstance(source, SyntheticPrompts):
-        wanted = [(text, category) for text, category in PROMPTS if source.category in ("all", category)]
-        return [Prompt.of(text, category) for text, category in wanted]
-    return read_prompts(source.path, source.limit)

@@ -1,60 +1,65 @@
-"""What a space expands into: trials, and a graph of content-addressed steps (`sacpo.planning.planner` does it)."""
+"""The plan of a sweep: its trials and the graph of content-addressed steps. `sacpo.planning.planner` makes it.
+
+A plan is kept as `plan.json` in the results folder and in the store. Whoever reads results, judges again or exports
+reads that file and never plans again, so all of this works after data files moved, on another machine, and with a newer
+version of this package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
+
+from pydantic import SerializeAsAny, ValidationError, model_validator
 
 from sacpo.data.prompts import Prompt
+from sacpo.errors import SacpoError
+from sacpo.hashing import content_id
+from sacpo.planning.kinds import KINDS
+from sacpo.planning.payloads import Frozen, Payload, RewardPayload
 from sacpo.spaces.space import Space
 
-Kind = Literal["model", "preferences", "data", "reference", "train", "probabilities", "generate", "judge", "canary"]
 
-# A recipe's version goes up when the code that carries the step out changes its output on purpose.
-RECIPES: dict[str, int] = {
-    "model": 1,
-    "preferences": 2,
-    "data": 1,
-    "reference": 1,
-    "train": 4,
-    "probabilities": 1,
-    "generate": 2,
-    "judge": 2,
-    "canary": 1,
-}
-
-
-@dataclass(frozen=True)
-class Step:
+class Step(Frozen):
     """A unit of work.
 
     Attributes:
-        payload: Everything that can change the output, with the parents by id; the id is its hash.
+        id: Hash of kind, recipe, payload and parents.
+        kind: A key of `KINDS`.
+        recipe: Recipe version of the kind when the step was planned.
+        payload: Everything else that decides the output.
         parents: Role (policy, data, answers, ...) to step id.
-        local: Where to find here what the payload names by content; not hashed.
     """
 
     id: str
-    kind: Kind
+    kind: str
     label: str
-    payload: dict[str, Any]
+    recipe: int
+    payload: SerializeAsAny[Payload]
     parents: dict[str, str]
-    local: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_payload(cls, data: Any) -> Any:
+        """A payload in JSON form becomes the type that its kind has."""
+        if isinstance(data, dict) and isinstance(data.get("payload"), dict):
+            return data | {"payload": KINDS[data["kind"]].parse(data["payload"])}
+        return data
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One policy of the sweep, evaluated: a row of the table. Steps are given by id.
+class Trial(Frozen):
+    """One policy of the sweep, evaluated: a row of the trial table. Steps are given by id.
 
     Attributes:
-        policy: The step that makes the policy, as `policy`; for a merge the steps whose weights are averaged by `q`, as
-            `first` and `second`; nothing for a sentinel, which has answers only.
+        policy: The step that produces the policy, as `policy`; for a merge the steps whose weights are averaged by `q`,
+            as `first` and `second`; empty for a sentinel, which has answers only.
+        kl_parameters: KL parameter of each stage of the chain: beta, then beta/lambda for every later stage.
+        probabilities: The step that computes the exact probabilities; None outside the synthetic world.
         generate: Criterion to the step that answers its prompts.
-        judge: Criterion to the step that judges the answers against the baseline's; the baseline's own is the A/A
-            canary (none where canaries are skipped).
-        panel: Name of a further judge to the like of `judge`.
-        head_to_head: Id of another trial to the like of `judge`, against that trial's answers.
+        judge: Criterion to the step that judges the answers against the baseline's. For the baseline itself this is
+            the A/A canary (empty where canaries are skipped).
+        panel: Name of a further judge to the same mapping as `judge`.
+        head_to_head: Id of another trial to the same mapping as `judge`, against that trial's answers.
     """
 
     trial_id: str
@@ -66,82 +71,139 @@ class Trial:
     q: float | None = None
     seed: int | None = None
     probabilities: str | None = None
-    generate: dict[str, str] = field(default_factory=dict)
-    judge: dict[str, str] = field(default_factory=dict)
-    panel: dict[str, dict[str, str]] = field(default_factory=dict)
-    head_to_head: dict[str, dict[str, str]] = field(default_factory=dict)
+    generate: dict[str, str] = {}
+    judge: dict[str, str] = {}
+    panel: dict[str, dict[str, str]] = {}
+    head_to_head: dict[str, dict[str, str]] = {}
 
     @property
     def beta(self) -> float | None:
+        """KL parameter of the first stage."""
         return self.kl_parameters[0] if self.kl_parameters else None
 
     @property
     def beta_over_lambda(self) -> float | None:
-        """The second stage's KL parameter; none where the chain has not exactly two stages."""
+        """KL parameter of the second stage; None unless the chain has exactly two stages."""
         return self.kl_parameters[1] if len(self.kl_parameters) == 2 else None
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps that this trial asks for itself, in the order it asks."""
+        """The steps that this trial itself requires, in the order of its work."""
         measured = (self.probabilities,) if self.probabilities is not None else ()
         return (*self.policy.values(), *measured, *self.generate.values(), *(step for _, _, step in self.judge_steps()))
 
     def judge_steps(self) -> Iterator[tuple[str, str, str]]:
-        """(name of the panel judge or id of the other trial, criterion, step) of each judging; the main one is ""."""
+        """(panel judge's name or the other trial's id, criterion, step id); the name is "" for a criterion's judge."""
         for name, steps in ({"": self.judge} | self.panel | self.head_to_head).items():
             for criterion, step in steps.items():
                 yield name, criterion, step
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Frozen):
     """A sweep's work.
 
     Attributes:
-        canaries: Steps that try each judge on canned pairs; all of them come before any training of a policy.
+        space: The space that was expanded.
+        trials: The trials; the first one is the baseline.
+        steps: All steps by id.
+        criteria: Criterion to the id of its prompts.
+        prompt_sets: Prompts by the id that payloads name.
+        notes: Remarks for the user, such as settings that no chain uses.
+        canaries: Steps that try each judge on canned pairs. All of them must succeed before a policy is trained.
+        inspection: The step that checks what the model will see; None in the synthetic world.
     """
 
     space: Space
     trials: tuple[Trial, ...]
     steps: dict[str, Step]
-    prompts: dict[str, list[Prompt]]
-    notes: tuple[str, ...]
+    criteria: dict[str, str]
+    prompt_sets: dict[str, tuple[Prompt, ...]]
+    notes: tuple[str, ...] = ()
     canaries: tuple[str, ...] = ()
-
-    def required_steps(self, trial: Trial) -> tuple[str, ...]:
-        """The trial's steps, after those that must have gone well before."""
-        canaries, against_itself = self.preconditions
-        return (*canaries, *(() if trial is self.baseline else against_itself), *trial.steps)
+    inspection: str | None = None
 
     @property
-    def preconditions(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What must have gone well before all that it does not need itself: canaries; the baseline against itself."""
-        return self.canaries, tuple(self.baseline.judge.values())
+    def prompts(self) -> dict[str, tuple[Prompt, ...]]:
+        """The prompts of each criterion."""
+        return {criterion: self.prompt_sets[key] for criterion, key in self.criteria.items()}
+
+    @property
+    def plan_id(self) -> str:
+        """Identity of the work: the steps of all trials. Resources, paths and canaries do not change it."""
+        steps = {step for trial in self.trials for step in (*trial.policy.values(), *trial.generate.values())}
+        steps |= {step for trial in self.trials[1:] for step in trial.steps if step not in self.added_steps(trial)}
+        return content_id("plan", {"steps": sorted(steps)})
+
+    def added_steps(self, trial: Trial) -> set[str]:
+        """Steps of judges that `python -m sacpo.judge` added to the plan and the space does not name."""
+        evaluation = self.space.evaluation.criteria
+        return {
+            step
+            for name, steps in trial.panel.items()
+            for criterion, step in steps.items()
+            if name not in evaluation[criterion].panel
+        }
+
+    def required_steps(self, trial: Trial) -> tuple[str, ...]:
+        """The trial's steps, after its preconditions."""
+        *before, against_itself = self.preconditions
+        first = [step for precondition in before for step in precondition]
+        return (*first, *(() if trial is self.baseline else against_itself), *trial.steps)
+
+    @property
+    def preconditions(self) -> tuple[tuple[str, ...], ...]:
+        """Steps that must succeed before any step that they do not depend on: inspection, canaries, the A/A test."""
+        inspection = () if self.inspection is None else (self.inspection,)
+        return inspection, self.canaries, tuple(self.baseline.judge.values())
 
     @property
     def baseline(self) -> Trial:
-        """The SFT policy's trial, against which all others are judged."""
+        """The trial of the SFT policy, against which all others are judged."""
         return self.trials[0]
 
     def ancestors(self, step_id: str) -> list[str]:
-        """The step and everything it needs, parents before children."""
-        seen: dict[str, None] = {}
+        """The step and all steps that it depends on, parents before children."""
+        order: dict[str, None] = {}
 
         def visit(current: str) -> None:
             for parent in self.steps[current].parents.values():
                 visit(parent)
-            seen.setdefault(current)
+            order.setdefault(current)
 
         visit(step_id)
-        return list(seen)
+        return list(order)
 
     def trainings(self) -> tuple[int, int]:
-        """How many trainings the sweep needs, and how many it would need if no trial shared one."""
+        """Number of trainings that the sweep needs, and the number if no two trials shared one."""
         alone = [
             step
             for trial in self.trials
             for step in dict.fromkeys(s for end in trial.policy.values() for s in self.ancestors(end))
             if self.steps[step].kind == "train"
         ]
-        judges = [s.id for s in self.steps.values() if s.kind == "train" and s.payload["method"] == "reward"]
+        judges = [step.id for step in self.steps.values() if isinstance(step.payload, RewardPayload)]
         return len({*alone, *judges}), len(alone) + len(judges)
+
+    def to_json(self) -> str:
+        """The content of `plan.json`."""
+        return self.model_dump_json(indent=1)
+
+
+def read_plan(content: bytes, source: str) -> Plan:
+    """A plan from `plan.json`.
+
+    Args:
+        content: The file's content.
+        source: Where it was read from, for the error.
+
+    Raises:
+        SacpoError: it is damaged, or written by an incompatible version of this package.
+    """
+    try:
+        return Plan.model_validate_json(content)
+    except (ValidationError, KeyError) as error:
+        reason = str(error).splitlines()[0] if isinstance(error, ValidationError) else f"unknown kind of step {error}"
+        raise SacpoError(
+            f"{source} cannot be read ({reason}): it is damaged, or was written by another version of sacpo; run the "
+            "sweep's own command again in a new results folder with the same --store, which repeats no finished step"
+        ) from error

@@ -1,6 +1,7 @@
 """Expands a space into its plan.
 
-Pure: reads the space and hashes the files that it names; imports neither torch nor ray and writes nothing.
+Pure: reads the space and hashes the files that it names; imports neither torch nor ray and writes nothing. Data flows
+one way: prompts, then training steps, then evaluation steps, then trials.
 """
 
 from __future__ import annotations
@@ -8,17 +9,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
-from sacpo.planning.evaluation_steps import Assessment, Graph
-from sacpo.planning.identity import content_id
+from sacpo.data.prompts import Prompt, read_prompts
+from sacpo.hashing import content_id
+from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, judges_of
+from sacpo.planning.graph import Graph
+from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
 from sacpo.planning.plan import Plan, Trial
-from sacpo.spaces.evaluation import TrainedJudge
-from sacpo.spaces.space import ChainGrid, Files, NaiveMerge, Parent, PretrainedModel, PSacpo, Space, parse_chain
-from sacpo.spaces.training import KTOTraining, Training
-from sacpo.synthetic.world import WORLD_VERSION
+from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
+from sacpo.spaces.evaluation import PromptFile, Prompts, SyntheticPrompts, TrainedJudge
+from sacpo.spaces.methods import METHODS
+from sacpo.spaces.space import ChainGrid, NaiveMerge, Parent, PSacpo, Space, parse_chain
+from sacpo.synthetic.world import PROMPTS
 
 
 def make_plan(space: Space, canaries: bool = True) -> Plan:
@@ -31,235 +34,173 @@ def make_plan(space: Space, canaries: bool = True) -> Plan:
     Raises:
         DataError: a file that the space names cannot be read.
     """
-    return _Planner(space).plan(canaries)
+    graph = Graph()
+    criteria = space.evaluation.criteria
+    prompts = {name: graph.add_prompts(read_source(criterion.prompts)) for name, criterion in criteria.items()}
+    texts = {prompt.text for key in prompts.values() for prompt in graph.prompt_sets[key]}
+    # In the synthetic world training and evaluation ask the same prompts.
+    excluded = graph.add_prompts(Prompt.of(text, "") for text in sorted(texts) if not space.synthetic)
+    training = TrainingSteps(graph, space, excluded)
+    judge_models = {
+        judge_model_key(judge): training.judge(judge, criterion)
+        for criterion, judge in judges_of(space)
+        if isinstance(judge, TrainedJudge)
+    }
+    evaluation = EvaluationSteps(graph, space, prompts, judge_models)
+    trials = _Trials(space, training, evaluation)
+    checks = tuple(evaluation.canaries()) if canaries else ()
+    trials.expand(canaries)
+    # The synthetic world's texts are known to fit.
+    inspection = None if space.synthetic else training.inspection(prompts)
+    return Plan(
+        space=space,
+        trials=tuple(trials.by_id.values()),
+        steps=graph.steps,
+        criteria=prompts,
+        prompt_sets=graph.prompt_sets,
+        notes=tuple(_notes(space, graph)),
+        canaries=checks,
+        inspection=inspection,
+    )
 
 
-class _Planner:
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self.trials: dict[str, Trial] = {}
-        self.graph = Graph()
-        self.assessment = Assessment(self.graph, space, self._train_judge)
-        self.model = self._model()
-        self.sft = self._sft()
+def read_source(source: Prompts) -> list[Prompt]:
+    """The prompts that a criterion's `prompts` setting names.
 
-    def plan(self, canaries: bool) -> Plan:
-        checks = tuple(self.assessment.canaries()) if canaries else ()
-        self._baseline(canaries)
+    Raises:
+        DataError: the file cannot be read.
+    """
+    match source:
+        case SyntheticPrompts():
+            return [Prompt.of(text, kind) for text, kind in PROMPTS if source.category in ("all", kind)]
+        case PromptFile():
+            return read_prompts(source.path, source.limit)
+        case _:
+            assert_never(source)
+
+
+class _Trials:
+    """Collects the trials of a space, the baseline first."""
+
+    def __init__(self, space: Space, training: TrainingSteps, evaluation: EvaluationSteps) -> None:
+        self.space, self.training, self.evaluation = space, training, evaluation
+        self.by_id: dict[str, Trial] = {}
+
+    def expand(self, canaries: bool) -> None:
+        """Add all trials: the baseline, chains and their beginnings, merges, sentinels."""
+        self._add_baseline(canaries)
         for grid in self.space.chains:
-            for chain, parameters, seed in self._variants(grid):
-                for length in range(1, len(parameters) + 1):
-                    self._chain_trial(chain[:length], parameters[:length], seed)
+            for chain, kl_parameters, seed in self._variants(grid):
+                for length in range(1, len(kl_parameters) + 1):
+                    self._add_chain(chain[:length], kl_parameters[:length], seed)
         for merge in self.space.merges:
-            self._merge(merge)
+            self._add_merges(merge)
         for name in self.space.evaluation.sentinels:
-            generate = {c: self.assessment.sentinel(name, c, self.sft) for c in self.assessment.criteria}
-            trial_id = content_id("trial", {"sentinel": generate})
-            self._assessed(Trial(trial_id, name, "sentinel", "", {}, generate=generate))
-        trials, prompts = tuple(self.trials.values()), self.assessment.prompts
-        return Plan(self.space, trials, self.graph.steps, prompts, tuple(self._notes()), checks)
+            answers = self.evaluation.sentinel(name, self.training.sft)
+            trial_id = content_id("trial", {"sentinel": answers})
+            trial = Trial(trial_id=trial_id, label=name, method="sentinel", chain="", policy={}, generate=answers)
+            self._add_judged(trial)
 
-    def _model(self) -> str:
-        model = self.space.model
-        if isinstance(model, PretrainedModel):
-            inside = Path(model.path) / (model.gguf_file or "")  # a GGUF file holds weights and tokenizer
-            source = self.graph.identity(str(inside) if inside.exists() else model.path, model.revision)
-            payload = {**model.model_dump(exclude={"path", "revision"}), "source": source}
-            return self.graph.add("model", "model", payload, local={"path": model.path, "revision": model.revision})
-        return self.graph.add("model", "model", {**model.model_dump(), "world": WORLD_VERSION})
+    def _add_baseline(self, canaries: bool) -> None:
+        trial = self._answered("sft", "sft", "", {"policy": self.training.sft})
+        judge = self.evaluation.judge(trial.generate, trial.generate, "sft against itself") if canaries else {}
+        self.baseline = self.by_id[trial.trial_id] = trial.model_copy(update={"judge": judge})
 
-    def _sft(self) -> str:
-        settings = self.space.training.sft
-        if settings is None:
-            return self.model
-        data = self._data(None, "demonstrations")
-        return self._training("sft", None, settings, None, settings.seed, self.model, data, "sft")
+    def _add(self, method: str, label: str, chain: str, policy: dict[str, str], **values: Any) -> None:
+        trial = self._answered(method, label, chain, policy, **values)
+        if trial.trial_id not in self.by_id:
+            self._add_judged(trial)
 
-    def _preferences(self, objective: str) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-        source = self.space.data.preferences[objective]
-        if isinstance(source, Files):
-            return self._files(source)
-        payload = {**source.model_dump(), "world": WORLD_VERSION}
-        pairs = self.graph.add(
-            "preferences",
-            "preferences",
-            payload,
-            {"probabilities": self.assessment.probabilities({"policy": self.sft}, None, "sft")},
-        )
-        return {"format": "pku-saferlhf", "max_invalid_fraction": 0.0}, {"preferences": pairs}, {}
-
-    def _files(self, source: Files) -> tuple[dict[str, Any], dict[str, str], dict[str, Any]]:
-        payload = {**source.model_dump(exclude={"path", "revision"})}
-        payload["source"] = self.graph.identity(source.path, source.revision)
-        return payload, {}, {"path": source.path, "revision": source.revision}
-
-    def _data(self, objective: str | None, shape: str, judge: TrainedJudge | None = None) -> str:
-        data = self.space.data
-        if objective is not None:
-            payload, parents, local = self._preferences(objective)
-        elif isinstance(data.demonstrations, Files):
-            payload, parents, local = self._files(data.demonstrations)
-        else:
-            assert data.demonstrations is not None, "conflicts() keeps sft and demonstrations together"
-            payload, parents, local = {**data.demonstrations.model_dump(), "world": WORLD_VERSION}, {}, {}
-        texts = sorted({prompt.text for prompts in self.assessment.prompts.values() for prompt in prompts})
-        exclude = [] if self.space.synthetic else texts
-        payload |= {
-            "objective": objective,
-            "shape": shape,
-            "max_length": data.max_length,
-            "judge_fraction": data.judge_fraction,
-            "side": "policy" if judge is None else "judge",
-            "held_out_fraction": 0.0 if judge is None else judge.held_out_fraction,
-            "prompt_template": self.space.prompt_template,
-            "excluded_prompts": content_id("prompts", {"texts": exclude}),
-        }
-        label = f"data {objective or 'demonstrations'} ({shape}{', judge' if judge else ''})"
-        return self.graph.add("data", label, payload, {"model": self.model, **parents}, {**local, "exclude": exclude})
-
-    def _training(
-        self,
-        method: str,
-        objective: str | None,
-        settings: Training,
-        kl_parameter: float | None,
-        seed: int,
-        policy: str,
-        data: str,
-        label: str,
-    ) -> str:
-        payload: dict[str, Any] = {
-            "method": method,
-            "objective": objective,
-            "settings": settings.model_dump(exclude={"seed"}),
-            "kl_parameter": kl_parameter,
-            "seed": seed,
-            "dtype": self.space.model.dtype,
-            "max_length": self.space.data.max_length,
-        }
-        if isinstance(settings, KTOTraining):
-            payload["settings"]["kl_batch_size"] = settings.kl_batch_size or settings.batch_size
-        parents = {"policy": policy, "data": data}
-        if kl_parameter is not None:
-            shape = "labelled" if method == "kto" else "pairs"
-            bank = {"shape": shape, "max_length": self.space.data.max_length}
-            parents["reference"] = self.graph.add("reference", f"reference for {label}", bank, dict(parents))
-        return self.graph.add("train", label, payload, parents)
-
-    def _chain(self, chain: list[tuple[str, str]], parameters: tuple[float, ...], seed: int) -> str:
-        policy = self.sft
-        for i, ((method, objective), parameter) in enumerate(zip(chain, parameters, strict=True)):
-            settings = self.space.training.settings(method, objective)
-            assert settings is not None, "conflicts() refuses a stage without settings"
-            data = self._data(objective, "labelled" if method == "kto" else "pairs")
-            label = f"train {_chain_label(chain[: i + 1], parameters[: i + 1])}{self._seed_label(seed)}"
-            policy = self._training(method, objective, settings, parameter, seed, policy, data, label)
-        return policy
-
-    def _train_judge(self, judge: TrainedJudge, criterion: str) -> str:
-        data = self._data(judge.objective, "pairs", judge)
-        return self._training(
-            "reward", judge.objective, judge.training, None, judge.seed, self.model, data, f"judge {criterion}"
-        )
-
-    # ----------------------------------------------------------------------------------------------------- the trials
-
-    def _baseline(self, canaries: bool) -> None:
-        trial = self._unjudged("sft", "sft", "", {"policy": self.sft})
-        judge = self.assessment.judge(trial.generate, trial.generate, "sft against itself") if canaries else {}
-        self.baseline = self.trials[trial.trial_id] = replace(trial, judge=judge)
-
-    def _trial(self, method: str, label: str, chain: str, policy: dict[str, str], **values: Any) -> None:
-        trial = self._unjudged(method, label, chain, policy, **values)
-        if trial.trial_id not in self.trials:
-            self._assessed(trial)
-
-    def _unjudged(self, method: str, label: str, chain: str, policy: dict[str, str], **values: Any) -> Trial:
+    def _answered(self, method: str, label: str, chain: str, policy: dict[str, str], **values: Any) -> Trial:
+        """A trial with its policy and answers, not judged yet."""
         q = values.get("q")
-        probabilities = self.assessment.probabilities(policy, q, label) if self.space.synthetic else None
-        generate = {c: self.assessment.generate(c, policy, q, self.sft, label) for c in self.assessment.criteria}
-        trial_id = content_id("trial", {"policy": policy, "q": q})
-        return Trial(trial_id, label, method, chain, policy, probabilities=probabilities, generate=generate, **values)
+        return Trial(
+            trial_id=content_id("trial", {"policy": policy, "q": q}),
+            label=label,
+            method=method,
+            chain=chain,
+            policy=policy,
+            probabilities=self.training.probabilities(policy, q, label) if self.space.synthetic else None,
+            generate=self.evaluation.generate(policy, q, self.training.sft, label),
+            **values,
+        )
 
-    def _assessed(self, trial: Trial) -> None:
-        """Add a trial with all its judge_steps."""
-        judge = self.assessment.judge(trial.generate, self.baseline.generate, trial.label)
-        panel = self.assessment.panel(trial.generate, self.baseline.generate, trial.label)
-        rivals = [t for t in self.trials.values() if t is not self.baseline] if self.space.evaluation.all_pairs else []
+    def _add_judged(self, trial: Trial) -> None:
+        """Add a trial with all its judge steps."""
+        judge = self.evaluation.judge(trial.generate, self.baseline.generate, trial.label)
+        panel = self.evaluation.panel(trial.generate, self.baseline.generate, trial.label)
+        rivals = [t for t in self.by_id.values() if t is not self.baseline] if self.space.evaluation.all_pairs else []
         head_to_head = {
-            rival.trial_id: self.assessment.judge(
+            rival.trial_id: self.evaluation.judge(
                 trial.generate, rival.generate, f"{trial.label} against {rival.label}"
             )
             for rival in rivals
             if trial.policy  # sentinels are not ranked
         }
-        self.trials[trial.trial_id] = replace(trial, judge=judge, panel=panel, head_to_head=head_to_head)
+        steps = {"judge": judge, "panel": panel, "head_to_head": head_to_head}
+        self.by_id[trial.trial_id] = trial.model_copy(update=steps)
 
-    def _chain_trial(self, chain: list[tuple[str, str]], parameters: tuple[float, ...], seed: int) -> None:
-        label = _chain_label(chain, parameters) + self._seed_label(seed)
+    def _add_chain(self, chain: Chain, kl_parameters: tuple[float, ...], seed: int) -> None:
+        label = chain_label(chain, kl_parameters) + seed_label(self.space, seed)
         method = "one-step" if len(chain) == 1 else "sacpo"
-        policy = {"policy": self._chain(chain, parameters, seed)}
-        self._trial(method, label, _chain_text(chain), policy, kl_parameters=parameters, seed=seed)
+        policy = {"policy": self.training.chain(chain, kl_parameters, seed)}
+        self._add(method, label, chain_text(chain), policy, kl_parameters=kl_parameters, seed=seed)
 
-    def _merge(self, merge: PSacpo | NaiveMerge) -> None:
-        if isinstance(merge, PSacpo):
-            grid = ChainGrid(chain=merge.chain, beta=merge.beta, beta_over_lambda=merge.beta_over_lambda)
-            for chain, parameters, seed in self._variants(grid):
-                ends = (chain[:-1], parameters[:-1]), (chain, parameters)
-                self._merged(merge.method, merge.chain, ends, parameters, merge.q, seed)
-        else:
-            first, second = self._parent(merge.first), self._parent(merge.second)
-            for seed in self.space.seeds:
+    def _add_merges(self, merge: PSacpo | NaiveMerge) -> None:
+        match merge:
+            case PSacpo():
+                grid = ChainGrid(chain=merge.chain, beta=merge.beta, beta_over_lambda=merge.beta_over_lambda)
+                for chain, kl_parameters, seed in self._variants(grid):
+                    inner = chain_label(chain, kl_parameters)
+                    ends = (chain[:-1], kl_parameters[:-1]), (chain, kl_parameters)
+                    self._add_merge(merge, merge.chain, inner, ends, kl_parameters, seed)
+            case NaiveMerge():
+                first, second = _parent(merge.first), _parent(merge.second)
+                inner = f"{chain_label(*first)} + {chain_label(*second)}"
                 text = f"{merge.first.chain} + {merge.second.chain}"
-                self._merged(merge.method, text, (first, second), first[1][:1], merge.q, seed)
+                for seed in self.space.seeds:
+                    self._add_merge(merge, text, inner, (first, second), first[1][:1], seed)
+            case _:
+                assert_never(merge)
 
-    def _merged(
+    def _add_merge(
         self,
-        method: str,
+        merge: PSacpo | NaiveMerge,
         chain: str,
-        ends: tuple[tuple[list[tuple[str, str]], tuple[float, ...]], tuple[list[tuple[str, str]], tuple[float, ...]]],
-        parameters: tuple[float, ...],
-        ratios: list[float],
+        inner: str,
+        ends: tuple[tuple[Chain, tuple[float, ...]], tuple[Chain, tuple[float, ...]]],
+        kl_parameters: tuple[float, ...],
         seed: int,
     ) -> None:
-        first, second = (self._chain(*end, seed) for end in ends)
-        inner = _chain_label(*ends[1])
-        if method == "naive-merge":
-            inner = f"{_chain_label(*ends[0])} + {inner}"
-        for q in ratios:
-            label = f"{method} q={q:g} ({inner}){self._seed_label(seed)}"
-            policy = {"first": first, "second": second}
-            self._trial(method, label, chain, policy, kl_parameters=parameters, q=q, seed=seed)
+        """One trial a q: the averages of the policies at two ends."""
+        first, second = (self.training.chain(*end, seed) for end in ends)
+        policy = {"first": first, "second": second}
+        for q in merge.q:
+            label = f"{merge.method} q={q:g} ({inner}){seed_label(self.space, seed)}"
+            self._add(merge.method, label, chain, policy, kl_parameters=kl_parameters, q=q, seed=seed)
 
-    def _variants(self, grid: ChainGrid) -> Iterator[tuple[list[tuple[str, str]], tuple[float, ...], int]]:
+    def _variants(self, grid: ChainGrid) -> Iterator[tuple[Chain, tuple[float, ...], int]]:
         chain = parse_chain(grid.chain)
         for seed in self.space.seeds:
-            for parameters in itertools.product(grid.beta, *(grid.beta_over_lambda or [])):
-                yield chain, parameters, seed
-
-    def _parent(self, parent: Parent) -> tuple[list[tuple[str, str]], tuple[float, ...]]:
-        return parse_chain(parent.chain), (parent.beta, *(grid[0] for grid in parent.beta_over_lambda or []))
-
-    def _seed_label(self, seed: int) -> str:
-        return f" seed {seed}" if len(self.space.seeds) > 1 else ""
-
-    def _notes(self) -> Iterator[str]:
-        methods = {step.payload["method"] for step in self.graph.steps.values() if step.kind == "train"}
-        objectives = {step.payload["objective"] for step in self.graph.steps.values() if step.kind == "train"}
-        for method in ("dpo", "kto"):
-            if getattr(self.space.training, method) is not None and method not in methods:
-                yield f"training.{method} is used by no chain of this space"
-        for objective in self.space.data.preferences:
-            if objective not in objectives:
-                yield f"data.preferences.{objective} is used by no chain of this space"
-        for identity in self.graph.identities.values():
-            if "hub" in identity and not re.fullmatch("[0-9a-f]{40}", identity["revision"]):
-                yield f"{identity['hub']}: revision {identity['revision']!r} may move; a commit would pin it"
+            for kl_parameters in itertools.product(grid.beta, *(grid.beta_over_lambda or [])):
+                yield chain, kl_parameters, seed
 
 
-def _chain_text(chain: list[tuple[str, str]]) -> str:
-    return ">".join(f"{method}:{objective}" for method, objective in chain)
+def _parent(parent: Parent) -> tuple[Chain, tuple[float, ...]]:
+    return parse_chain(parent.chain), (parent.beta, *(grid[0] for grid in parent.beta_over_lambda or []))
 
 
-def _chain_label(chain: list[tuple[str, str]], parameters: tuple[float, ...]) -> str:
-    return ">".join(f"{m}:{o}@{p:g}" for (m, o), p in zip(chain, parameters, strict=True))
+def _notes(space: Space, graph: Graph) -> Iterator[str]:
+    stages = [step.payload for step in graph.steps.values() if isinstance(step.payload, DPOPayload | KTOPayload)]
+    judges = [step.payload for step in graph.steps.values() if isinstance(step.payload, RewardPayload)]
+    methods = {payload.method for payload in stages}
+    objectives = {payload.objective for payload in (*stages, *judges)}
+    for method in METHODS.values():
+        if method.in_chains and getattr(space.training, method.name) is not None and method.name not in methods:
+            yield f"training.{method.name} is used by no chain of this space"
+    for objective in space.data.preferences:
+        if objective not in objectives:
+            yield f"data.preferences.{objective} is used by no chain of this space"
+    for content in graph.contents.values():
+        if isinstance(content, HubContent) and not re.fullmatch("[0-9a-f]{40}", content.revision):
+            yield f"{content.hub}: revision {content.revision!r} may move; a commit would pin it"

@@ -1,173 +1,187 @@
-"""Which step next: the critical path first, and never more at once than can work.
+"""The order of a plan's steps: the critical path first, and no more at once than fits.
 
-Pure. On a cluster `sacpo.cluster.dispatch` asks it; `python -m tests.benchmarks.scheduling` asks the same code about
-clusters that are not at hand.
+This is the one place that decides which step is ready. `sacpo.cluster.dispatch` asks it on a cluster,
+`sacpo.execution.in_process` in the calling process, and `python -m tests.benchmarks.scheduling` simulates clusters with
+it. Pure.
 """
 
 from __future__ import annotations
 
+import enum
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from sacpo.execution.job import workers_held
+from sacpo.planning.kinds import KINDS, worker_slots
 from sacpo.planning.plan import Plan
 
-# What a step of a kind takes, roughly and in any unit: only their order along a path matters.
-_COSTS = {"train": 10.0, "reference": 2.0, "generate": 2.0, "probabilities": 1.0, "judge": 1.0}
-_LIGHT = 0.2
+
+class Pool(enum.Enum):
+    """Where a step runs: on worker slots of the cluster, or on the driver side, holding none."""
+
+    WORKERS = "workers"
+    DRIVER = "driver"
 
 
 @dataclass(frozen=True)
-class Node:
+class ScheduledStep:
     """A step as the schedule sees it.
 
     Attributes:
-        parents: The steps that must have gone well before.
-        held: Workers' places that it holds while it works; 0 for a light one, which a trial's process does itself.
-        cost: How long it takes, in a unit that all share.
+        parents: The steps that must have succeeded before.
+        slots: Worker slots that it holds while it runs; 0 for a driver-side step.
+        cost: Its duration, in a unit that all steps share.
     """
 
     parents: tuple[str, ...]
-    held: int
+    slots: int
     cost: float
 
+    @property
+    def pool(self) -> Pool:
+        """Where it runs."""
+        return Pool.WORKERS if self.slots else Pool.DRIVER
 
-def nodes(plan: Plan) -> dict[str, Node]:
-    """A plan's steps; its preconditions are parents of everything that they do not need themselves."""
-    resources = plan.space.resources.model_dump()
-    passed: set[str] = set()
-    before: dict[str, list[str]] = {step: list(found.parents.values()) for step, found in plan.steps.items()}
-    for gate in plan.preconditions:
-        passed |= {needed for step in gate for needed in plan.ancestors(step)}
-        for step in before.keys() - passed:
-            before[step] += gate
+
+def scheduled_steps(plan: Plan) -> dict[str, ScheduledStep]:
+    """A plan's steps. Its preconditions become parents of every step that they do not depend on themselves."""
+    before_preconditions: set[str] = set()
+    parents = {step_id: list(step.parents.values()) for step_id, step in plan.steps.items()}
+    for precondition in plan.preconditions:
+        before_preconditions |= {ancestor for step_id in precondition for ancestor in plan.ancestors(step_id)}
+        for step_id in parents.keys() - before_preconditions:
+            parents[step_id] += precondition
     return {
-        step: Node(
-            tuple(dict.fromkeys(before[step])),
-            workers_held(found.kind, found.payload, resources),
-            _COSTS.get(found.kind, _LIGHT),
+        step_id: ScheduledStep(
+            tuple(dict.fromkeys(parents[step_id])),
+            worker_slots(step.kind, step.payload, plan.space.resources),
+            KINDS[step.kind].cost,
         )
-        for step, found in plan.steps.items()
+        for step_id, step in plan.steps.items()
     }
 
 
 class Schedule:
-    """Hands steps out and is told how they ended.
+    """Hands out steps that are ready, and is told how they ended.
 
-    Of the steps that are ready, the one goes first from which the longest path leads to an end. A step that holds
-    places is not overtaken by one that needs fewer: it would never start.
+    Of the ready steps, the one with the longest path to an end of the graph goes first. A step that waits for worker
+    slots is not overtaken by one that needs fewer, since it might then never start.
 
     Args:
-        nodes: The steps.
-        targets: The steps that are wanted.
-        done: Steps that are done already; what only they need is not done again.
-        capacity: Workers' places.
-        light: How many light steps may be under way at once.
+        steps: The steps.
+        targets: The steps that are required.
+        done: Steps that are done already; steps that only these depend on are not carried out.
+        worker_slots: Worker slots of the cluster.
+        driver_steps: How many driver-side steps may run at once.
     """
 
     def __init__(
-        self, nodes: Mapping[str, Node], targets: Iterable[str], done: Collection[str], capacity: int, light: int
+        self,
+        steps: Mapping[str, ScheduledStep],
+        targets: Iterable[str],
+        done: Collection[str],
+        worker_slots: int,
+        driver_steps: int,
     ) -> None:
-        self.capacity, self.light = capacity, light
-        self._nodes = nodes
-        self._settled = set(done)  # done, failed, or never to be done since something before failed
+        self._limits = {Pool.WORKERS: worker_slots, Pool.DRIVER: driver_steps}
+        self._used = dict.fromkeys(Pool, 0)
+        self._steps = steps
+        self._resolved = set(done)  # done, failed, or dependent on a failed step
         self._failed: set[str] = set()
         self._running: set[str] = set()
-        self._used = {True: 0, False: 0}  # places, and light steps, that the running ones take
-        needed = _needed(nodes, targets, done)
-        self._open = {step: sum(p not in done for p in nodes[step].parents) for step in needed}
+        required = _required(steps, targets, done)
+        self._open_parents = {step_id: sum(p not in done for p in steps[step_id].parents) for step_id in required}
         self._children: dict[str, list[str]] = {}
-        for step in needed:
-            for parent in nodes[step].parents:
-                self._children.setdefault(parent, []).append(step)
-        self._path: dict[str, float] = {}
-        for step in reversed(needed):
-            after = max((self._path[child] for child in self._children.get(step, ())), default=0.0)
-            self._path[step] = nodes[step].cost + after
-        self._order = {step: i for i, step in enumerate(needed)}
-        self._ready: dict[bool, list[tuple[float, int, str]]] = {False: [], True: []}  # by whether they hold places
-        for step in needed:
-            if not self._open[step]:
-                self.offer(step)
+        for step_id in required:
+            for parent in steps[step_id].parents:
+                self._children.setdefault(parent, []).append(step_id)
+        self._path: dict[str, float] = {}  # cost of the longest path from a step to an end
+        for step_id in reversed(required):
+            after = max((self._path[child] for child in self._children.get(step_id, ())), default=0.0)
+            self._path[step_id] = steps[step_id].cost + after
+        self._order = {step_id: i for i, step_id in enumerate(required)}
+        self._ready: dict[Pool, list[tuple[float, int, str]]] = {pool: [] for pool in Pool}
+        for step_id in required:
+            if not self._open_parents[step_id]:
+                self.requeue(step_id)
 
-    def over(self, steps: Iterable[str] | None = None) -> bool:
-        """Whether these steps (all of them if none are named) are resolved: done, or not to be done any more."""
-        return self._settled.issuperset(self._open if steps is None else steps)
+    def is_finished(self, step_ids: Iterable[str] | None = None) -> bool:
+        """Whether these steps (all required steps if None) are resolved."""
+        return self._resolved.issuperset(self._open_parents if step_ids is None else step_ids)
 
     def resolved(self) -> set[str]:
-        """The steps that are done, or not to be done any more."""
-        return set(self._settled)
+        """The steps that are done, have failed, or depend on a failed step."""
+        return set(self._resolved)
 
     def states(self) -> dict[str, int]:
-        """How many steps are done, failed (or need one that did), under way, and waiting."""
+        """Number of steps that are done, failed (dependents of failed ones included), running and waiting."""
         failed, running = len(self._failed), len(self._running)
-        done = len(self._settled) - failed
         return {
-            "done": done,
+            "done": len(self._resolved) - failed,
             "failed": failed,
             "running": running,
-            "waiting": len(self._open.keys() - self._settled) - running,
+            "waiting": len(self._open_parents.keys() - self._resolved) - running,
         }
 
-    def take(self, holds: bool) -> str | None:
-        """The step to carry out now, of those that hold workers' places or of the light ones; none if none may start.
+    def pop_ready(self, pool: Pool) -> str | None:
+        """The next step to start in a pool, which counts as running from now on; None if none may start.
 
-        One may always start, also where it holds more than there is room for just now.
+        One step may always start in an idle pool, even one that holds more slots than there are at the moment.
         """
-        heap = self._ready[holds]
-        while heap and (heap[0][2] in self._settled or heap[0][2] in self._running):
+        heap = self._ready[pool]
+        while heap and (heap[0][2] in self._resolved or heap[0][2] in self._running):
             heapq.heappop(heap)
         if not heap:
             return None
-        step = heap[0][2]
-        used, limit = self._used[holds], self.capacity if holds else self.light
-        if used and used + self._takes(step) > limit:
+        step_id = heap[0][2]
+        if self._used[pool] and self._used[pool] + self._size(step_id) > self._limits[pool]:
             return None
         heapq.heappop(heap)
-        self._running.add(step)
-        self._used[holds] += self._takes(step)
-        return step
+        self._running.add(step_id)
+        self._used[pool] += self._size(step_id)
+        return step_id
 
-    def finish(self, step: str, well: bool) -> None:
-        """The step has ended. What needs a failed one is resolved with it."""
-        self.rest(step)
-        if step in self._settled:
+    def finish(self, step_id: str, succeeded: bool) -> None:
+        """The step has ended. If it failed, all steps that depend on it are resolved as failed too."""
+        self.suspend(step_id)
+        if step_id in self._resolved:
             return
-        self._settled.add(step)
-        if not well:
-            self._failed.add(step)
-        for child in self._children.get(step, ()):
-            self._open[child] -= 1
-            if not well:
-                self.finish(child, well=False)
-            elif not self._open[child]:
-                self.offer(child)
+        self._resolved.add(step_id)
+        if not succeeded:
+            self._failed.add(step_id)
+        for child in self._children.get(step_id, ()):
+            self._open_parents[child] -= 1
+            if not succeeded:
+                self.finish(child, succeeded=False)
+            elif not self._open_parents[child]:
+                self.requeue(child)
 
-    def rest(self, step: str) -> None:
-        """The step is carried out no longer, and is not to be until it is offered again."""
-        if step in self._running:
-            self._running.remove(step)
-            self._used[bool(self._nodes[step].held)] -= self._takes(step)
+    def suspend(self, step_id: str) -> None:
+        """The step no longer runs and has no outcome; it is not handed out again before `requeue`."""
+        if step_id in self._running:
+            self._running.remove(step_id)
+            self._used[self._steps[step_id].pool] -= self._size(step_id)
 
-    def offer(self, step: str) -> None:
-        """Put a step up whose parents are done."""
-        if step not in self._settled:
-            heapq.heappush(self._ready[bool(self._nodes[step].held)], (-self._path[step], self._order[step], step))
+    def requeue(self, step_id: str) -> None:
+        """Make a step ready whose parents are done."""
+        if step_id not in self._resolved:
+            entry = (-self._path[step_id], self._order[step_id], step_id)
+            heapq.heappush(self._ready[self._steps[step_id].pool], entry)
 
-    def _takes(self, step: str) -> int:
-        return max(1, self._nodes[step].held)
+    def _size(self, step_id: str) -> int:
+        """Share of its pool's limit that a step uses."""
+        return max(1, self._steps[step_id].slots)
 
 
-def _needed(nodes: Mapping[str, Node], targets: Iterable[str], done: Collection[str]) -> list[str]:
-    """What is to be done for the targets, parents before children."""
+def _required(steps: Mapping[str, ScheduledStep], targets: Iterable[str], done: Collection[str]) -> list[str]:
+    """The steps to carry out for the targets, parents before children."""
     order: dict[str, None] = {}
-    stack = [(step, False) for step in targets][::-1]
+    stack = [(step_id, False) for step_id in targets][::-1]
     while stack:
-        step, expanded = stack.pop()
+        step_id, expanded = stack.pop()
         if expanded:
-            order.setdefault(step)
-        elif step not in order and step not in done:
-            stack.append((step, True))
-            stack += [(parent, False) for parent in reversed(nodes[step].parents)]
+            order.setdefault(step_id)
+        elif step_id not in order and step_id not in done:
+            stack.append((step_id, True))
+            stack += [(parent, False) for parent in reversed(steps[step_id].parents)]
     return list(order)

@@ -1,7 +1,7 @@
-"""What a sweep shows while it runs, by a thread of the driver: the dispatcher says what ended, the store says how.
+"""Progress of a running sweep: a live table on a terminal, else a line for every step that ends.
 
-On a terminal, a live table; elsewhere, a line for every step that ends. The results folder's tables are rebuilt
-whenever a trial ends.
+A thread of the process that runs the sweep asks which steps have ended, reads their records from the store, and
+rebuilds the tables of the results folder whenever a trial ends.
 """
 
 from __future__ import annotations
@@ -19,45 +19,56 @@ from rich.text import Text
 
 from sacpo.errors import SacpoError
 from sacpo.planning.plan import Plan
-from sacpo.results.tables import Results, collect
+from sacpo.planning.records import StepRecord
+from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.results.collect import collect
+from sacpo.results.load import Results
+from sacpo.results.sweep_facts import SweepFacts
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.store.step_store import Store
 
+_POLL_S = 1.0
+
 
 class Progress:
-    """Watches the store while a sweep runs; a context manager.
+    """Shows the progress of a sweep; a context manager.
 
     Args:
-        plan: The sweep's plan.
-        store: Its store.
-        sweep: What `sweep.json` will hold.
-        resolved: Asked for the steps that have ended.
+        plan: The plan.
+        store: The store.
+        facts: The facts of the sweep.
+        run: Id of the run that is shown.
+        resolved: Returns the steps that have ended.
         on_trial: Called with the tables whenever a trial has ended.
-        console: Where to show it.
+        console: Where progress is shown.
+        live: Show a live table if the console is a terminal. A debugger needs the terminal for itself.
     """
 
     def __init__(
         self,
         plan: Plan,
         store: Store,
-        sweep: dict[str, Any],
+        facts: SweepFacts,
+        run: str,
         resolved: Callable[[], Collection[str]],
         on_trial: Callable[[Results], None],
         console: Console,
+        live: bool = True,
     ) -> None:
-        self.plan, self.store, self.sweep, self.resolved = plan, store, sweep, resolved
-        self.on_trial, self.console = on_trial, console
+        self.plan, self.store, self.facts, self.run = plan, store, facts, run
+        self.resolved, self.on_trial, self.console = resolved, on_trial, console
         self.started = time.monotonic()
-        self.seen = store.records(plan.steps)
-        self.reused = len(self.seen)
-        self.failed: dict[str, str] = {}
-        self.results = collect(plan, store, sweep, self.seen)
+        self.records: dict[str, StepRecord] = store.records(plan.steps)
+        self.done_before = len(self.records)
+        self.failures: dict[str, str] = {}
+        self.results = self._collect()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
+        is_live = live and console.is_terminal
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render) if is_live else None
 
     def __enter__(self) -> Progress:
-        if self.console.is_terminal:
+        if self._live is not None:
             self._live.start()
         self._thread.start()
         return self
@@ -65,78 +76,84 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self.console.is_terminal:
+        if self._live is not None:
             self._live.stop()
 
-    def _watch(self) -> None:
-        over, trouble = False, ""
-        while not over:
-            over = self._stop.wait(1.0)  # at the end all is looked at once more, dispatcher or not
-            try:
-                self._look(self.plan.steps.keys() if over else self.resolved())
-            except SacpoError as error:  # a disk that is full, a bucket that is silent: the next look may do better
-                if str(error) != trouble:
-                    trouble = str(error)
-                    self._line(trouble)
+    def _collect(self) -> Results:
+        return collect(self.plan, self.store, self.facts, self.records, failures_of={self.run})
 
-    def _look(self, ended: Collection[str]) -> None:
-        done, failed = self._done(), len(self.failed)
+    def _watch(self) -> None:
+        is_last, previous_error = False, ""
+        while not is_last:
+            is_last = self._stop.wait(_POLL_S)  # the last look is at all steps
+            try:
+                self._update(self.plan.steps.keys() if is_last else self.resolved())
+            except SacpoError as error:  # such as a full disk or an unreachable bucket; the next look may succeed
+                if str(error) != previous_error:
+                    previous_error = str(error)
+                    self._line(previous_error)
+
+    def _update(self, ended: Collection[str]) -> None:
+        """Read the outcomes of steps that have ended since the last look."""
+        before = self._trials_done(), len(self.failures)
         for step_id, step in self.plan.steps.items():
-            open_yet = step_id in ended and step_id not in self.seen and step_id not in self.failed
-            if not open_yet or not self.seen.keys() >= set(step.parents.values()):
+            is_new = step_id in ended and step_id not in self.records and step_id not in self.failures
+            if not is_new or not self.records.keys() >= set(step.parents.values()):
                 continue
             record = self.store.record(step_id)
-            failure = self.store.failure(step_id, self.sweep["run"]) if record is None else None
+            failure = self.store.failure(step_id, self.run) if record is None else None
             if record is not None:
-                self.seen[step_id] = record
-                self._line(f"{step.label}: {record['seconds']:.0f} s")
+                self.records[step_id] = record
+                self._line(f"{step.label}: {record.seconds:.0f} s")
             elif failure is not None:
-                self.failed[step_id] = failure["error"]
-                self._line(
-                    f"{step.label}: FAILED: {failure['error']}"
-                    + (f" (log: {failure['log']})" if failure["log"] else "")
-                )
-        if (self._done(), len(self.failed)) != (done, failed):
-            self.results = collect(self.plan, self.store, self.sweep, self.seen)
+                self.failures[step_id] = failure.error
+                log = f" (log: {self.store.location(failure.log)})" if failure.log else ""
+                self._line(f"{step.label}: FAILED: {failure.error}{log}")
+        if (self._trials_done(), len(self.failures)) != before:
+            self.results = self._collect()
             self.on_trial(self.results)
 
-    def _done(self) -> int:
-        """How many trials have all their steps done: the tables change with them."""
-        return sum(self.seen.keys() >= set(trial.steps) for trial in self.plan.trials)
+    def _trials_done(self) -> int:
+        return sum(self.records.keys() >= set(trial.steps) for trial in self.plan.trials)
 
     def _line(self, text: str) -> None:
-        if not self.console.is_terminal:
-            self.console.print(f"[{len(self.seen)}/{len(self.plan.steps)}] {text}", markup=False, highlight=False)
+        if self._live is None:
+            self.console.print(f"[{len(self.records)}/{len(self.plan.steps)}] {text}", markup=False, highlight=False)
 
     def _render(self) -> Group:
         return Group(Text(self.status()), trial_table(self.results.trials))
 
     def status(self) -> str:
-        """Steps done of planned, and the time that is left if the rest takes as long as the like of it did."""
-        elapsed = time.monotonic() - self.started
-        ran = len(self.seen) - self.reused
-        left = self._left()
-        parts = [f"{len(self.seen)} of {len(self.plan.steps)} steps done", f"{elapsed:.0f} s"]
-        if self.reused:
-            parts.append(f"{self.reused} reused")
-        if self.failed:
-            parts.append(f"{len(self.failed)} failed")
-        if ran and left:
-            parts.append(f"about {left:.0f} s left")
+        """Number of steps that are done, time since the start, and the estimated time to the end."""
+        remaining = self._remaining_seconds()
+        parts = [
+            f"{len(self.records)} of {len(self.plan.steps)} steps done",
+            f"{time.monotonic() - self.started:.0f} s",
+        ]
+        if self.done_before:
+            parts.append(f"{self.done_before} done before")
+        if self.failures:
+            parts.append(f"{len(self.failures)} failed")
+        if len(self.records) > self.done_before and remaining:
+            parts.append(f"about {remaining:.0f} s left")
         return " · ".join(parts)
 
-    def _left(self) -> float:
-        """Seconds left: the open steps' expected work, at the rate at which work has got done so far."""
-        known: dict[str, list[float]] = {}
-        for step_id, record in self.seen.items():
-            known.setdefault(self.plan.steps[step_id].kind, []).append(record["seconds"])
-        overall = [s for values in known.values() for s in values]
-        mean = {kind: sum(values) / len(values) for kind, values in known.items()}
-        fallback = sum(overall) / len(overall) if overall else 0.0
-        open_steps = [s for i, s in self.plan.steps.items() if i not in self.seen and i not in self.failed]
-        work = sum(mean.get(step.kind, fallback) for step in open_steps)
-        mine = [r["seconds"] for r in self.seen.values() if r["run"] == self.sweep["run"]]
-        rate = sum(mine) / max(time.monotonic() - self.started, 1e-9)
+    def _remaining_seconds(self) -> float:
+        """Expected work of the open steps, divided by the work done per second so far.
+
+        A step is expected to take as long as the mean of the done steps of its kind (of all done steps, if there is
+        none).
+        """
+        seconds_by_kind: dict[str, list[float]] = {}
+        for step_id, record in self.records.items():
+            seconds_by_kind.setdefault(self.plan.steps[step_id].kind, []).append(record.seconds)
+        all_seconds = [seconds for values in seconds_by_kind.values() for seconds in values]
+        mean = {kind: sum(values) / len(values) for kind, values in seconds_by_kind.items()}
+        fallback = sum(all_seconds) / len(all_seconds) if all_seconds else 0.0
+        ended = self.records.keys() | self.failures.keys()
+        work = sum(mean.get(step.kind, fallback) for step_id, step in self.plan.steps.items() if step_id not in ended)
+        done_now = sum(record.seconds for record in self.records.values() if record.run == self.run)
+        rate = done_now / max(time.monotonic() - self.started, 1e-9)
         return work / rate if rate else 0.0
 
 
@@ -149,14 +166,14 @@ def trial_table(trials: pd.DataFrame) -> Table:
         front = " *" if row["on_front"] else ""
         table.add_row(
             Text(f"{row['label']}{front}"),
-            *(_interval(row, criterion) for criterion in CRITERIA),
-            "" if pd.isna(row["kl_to_sft"]) else f"{row['kl_to_sft']:.2f}",
+            *(_rate(row, criterion) for criterion in CRITERIA),
+            "" if finite_or_none(row["kl_to_sft"]) is None else number_text(row["kl_to_sft"], 2),
             str(row["status"]),
         )
     return table
 
 
-def _interval(row: Any, criterion: str) -> str:
+def _rate(row: Any, criterion: str) -> str:
     if pd.isna(row[criterion]):
         return ""
     return f"{row[criterion]:.3f} ({row[f'{criterion}_low']:.3f}-{row[f'{criterion}_high']:.3f})"

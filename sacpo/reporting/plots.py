@@ -1,68 +1,36 @@
-"""The front as a still picture, and what every picture of it shares: series, colours, labels, the staircase."""
+"""The front as a PNG."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sacpo.reporting.series import (
+    FRONT,
+    GOLD,
+    GREY,
+    INK,
+    TITLES,
+    WIN_RATES,
+    all_series,
+    bars,
+    drawn,
+    front_points,
+    optima,
+    point_label,
+    text_colour,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
-WIN_RATES = ("helpfulness", "harmlessness")
-GOLD = ("expected_reward", "expected_safety")
-TITLES = {
-    "helpfulness": "helpfulness: win rate against SFT",
-    "harmlessness": "harmlessness: win rate against SFT",
-    "expected_reward": "gold reward E[r]",
-    "expected_safety": "gold safety E[g]",
-}
-METHOD_NAMES = {
-    "sft": "SFT",
-    "one-step": "one step",
-    "sacpo": "SACPO",
-    "p-sacpo": "P-SACPO",
-    "naive-merge": "naive merge",
-    "sentinel": "sentinel",
-}
-INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"
-# Okabe and Ito's colours tell apart under colour blindness; the marker repeats what the colour says.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B")
-MARKERS = (
-    ("o", "circle"),
-    ("s", "square"),
-    ("D", "diamond"),
-    ("^", "triangle-up"),
-    ("v", "triangle-down"),
-    ("P", "cross"),
-    ("X", "x"),
-    ("<", "triangle-left"),
-)
-
-
-# What the policies are held against: colour, marker, symbol.
-_APART = {"sft": (INK, "*", "star"), "sentinel": (GREY, "d", "diamond-tall")}
-
-
-@dataclass(frozen=True)
-class Series:
-    """The trials of one method and chain. `runs` holds, for each beta and seed, the rows along lambda or q."""
-
-    name: str
-    colour: str
-    marker: str
-    symbol: str
-    runs: list[pd.DataFrame]
-
 
 def draw_front(trials: pd.DataFrame, exact: pd.DataFrame | None, path: Path) -> None:
-    """Draw the trials in the plane of win rates and, where gold is known, beside the exact optimum.
+    """Draw the trials in the plane of win rates and, in the synthetic world, beside the exact optimum.
 
     Args:
         trials: The trial table; only trials that are done and have both win rates are drawn.
@@ -81,7 +49,7 @@ def draw_front(trials: pd.DataFrame, exact: pd.DataFrame | None, path: Path) -> 
     handles, names = left.get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=2 if exact is None else 3, frameon=False)
-    figure.draw_without_rendering()  # settles the layout, so that labels can be placed by what they would cover
+    figure.draw_without_rendering()  # fixes the layout, which the placing of labels needs
     figure.set_layout_engine("none")
     _place_labels(left, _point_labels(drawn(trials, WIN_RATES), WIN_RATES), figure.dpi)
     if exact is not None:
@@ -92,98 +60,6 @@ def draw_front(trials: pd.DataFrame, exact: pd.DataFrame | None, path: Path) -> 
     figure.savefig(path, format="png")
 
 
-def all_series(rows: pd.DataFrame) -> list[Series]:
-    """Group trials by method and chain, each group with a colour and a marker of its own.
-
-    Within a group, trials of another beta, seed or (for merges) second stage are runs of their own, so that a line
-    never joins what did not vary along it.
-    """
-    found = []
-    keys = rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records")
-    others = [key for key in keys if key["method"] not in _APART]
-    for key in keys:
-        method, chain = key["method"], key["chain"]
-        group = rows[(rows["method"] == method) & (rows["chain"].fillna("") == chain)]
-        fixed = ["beta", "seed", "beta_over_lambda"] if group["q"].notna().any() else ["beta", "seed"]
-        fixed = ["trial_id"] if method in _APART else fixed
-        runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
-        name = (
-            f"{METHOD_NAMES.get(method, method)}: {chain.replace('>', ' → ')}"
-            if chain
-            else METHOD_NAMES.get(method, method)
-        )
-        index = others.index(key) if key in others else 0
-        look = (COLOURS[index % len(COLOURS)], *MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
-        found.append(Series(name, *_APART.get(method, look), runs))
-    return found
-
-
-def known(value: Any) -> float | None:
-    """A number as a float; None for what a table has where it has no number (None, NaN, pandas' NA, text)."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def point_label(row: Mapping[Any, Any]) -> str:
-    """What sets a trial apart within its series: q, beta/lambda or beta; the whole label where it has none of them."""
-    if row["method"] in _APART:
-        return "SFT" if row["method"] == "sft" else str(row["label"])
-    for name, column in (("q", "q"), ("β/λ", "beta_over_lambda")):
-        if (value := known(row[column])) is not None:
-            return f"{name}={value:g}"
-    beta = known(row["beta"]) if row["method"] == "one-step" else None
-    return str(row["label"]) if beta is None else f"β={beta:g}"
-
-
-def text_colour(colour: str) -> str:
-    """A darker shade, for letters: a marker's colour is too pale to read at their stroke width."""
-    return "#" + "".join(f"{int(int(colour[i : i + 2], 16) * 0.72):02x}" for i in (1, 3, 5))
-
-
-def drawn(trials: pd.DataFrame, columns: tuple[str, str]) -> pd.DataFrame:
-    """The trials that have a place in a plane: done, with both numbers. `on_front` is made a plain bool."""
-    rows = trials[(trials["status"] == "done") & trials[list(columns)].notna().all(axis=1)]
-    return rows.assign(on_front=rows["on_front"].eq(True).fillna(False).astype(bool))
-
-
-def front_points(trials: pd.DataFrame) -> list[tuple[float, float]]:
-    """The front's points in the plane of win rates, from left to right (so from top to bottom), copies once."""
-    rows = drawn(trials, WIN_RATES)
-    return sorted({(float(x), float(y)) for x, y in rows.loc[rows["on_front"], list(WIN_RATES)].to_numpy()})
-
-
-def optima(trials: pd.DataFrame, exact: pd.DataFrame) -> list[dict[str, float]]:
-    """The exact optima at the lambdas that the trials have, read off the dense grid.
-
-    Lambda weighs harmlessness against helpfulness, so only chains that re-align helpfulness on harmlessness have one
-    that means the same on this line.
-
-    Returns:
-        beta, lambda, expected_reward and expected_safety of each; none for a lambda outside the grid.
-    """
-    chains = trials["chain"].fillna("").str.fullmatch(r"\w+:helpfulness>\w+:harmlessness")
-    known_lambda = trials[chains & trials["lambda"].notna()]
-    pairs = {(float(beta), float(value)) for beta, value in known_lambda[["beta", "lambda"]].to_numpy()}
-    found = []
-    for beta, value in sorted(pairs):
-        grid = exact[np.isclose(exact["beta"], beta)].sort_values("lambda")
-        if len(grid) and grid["lambda"].iloc[0] <= value <= grid["lambda"].iloc[-1]:
-            read = {axis: float(np.interp(value, grid["lambda"], grid[axis])) for axis in GOLD}
-            found.append({"beta": beta, "lambda": value, **read})
-    return found
-
-
-def bars(rows: pd.DataFrame, column: str) -> tuple[list[float], list[float]] | None:
-    """How far each interval reaches below and above its value; None where the column has no intervals."""
-    if f"{column}_low" not in rows:
-        return None
-    below, above = rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]
-    return below.fillna(0.0).clip(lower=0).tolist(), above.fillna(0.0).clip(lower=0).tolist()
-
-
 def _draw_win_rates(axes: Axes, trials: pd.DataFrame) -> None:
     _draw_series(axes, trials, WIN_RATES)
     axes.set_title("win rates, with 95 % intervals over prompts", loc="left", fontsize=11, color=INK)
@@ -192,7 +68,7 @@ def _draw_win_rates(axes: Axes, trials: pd.DataFrame) -> None:
     points = front_points(trials)
     if not points:
         return
-    # The staircase runs off the left and the bottom of the picture: it bounds the area that the trials dominate.
+    # The staircase bounds the area that the trials dominate, up to the left and the bottom edge.
     axes.autoscale(enable=False)
     x = [axes.get_xlim()[0], *(x for x, _ in points), points[-1][0]]
     y = [points[0][1], *(y for _, y in points), axes.get_ylim()[0]]
@@ -257,7 +133,7 @@ def _point_labels(rows: pd.DataFrame, columns: tuple[str, str]) -> list[Label]:
 
 
 def _place_labels(axes: Axes, labels: list[Label], dpi: float) -> None:
-    """Put each label at the spot round its point that covers least of the markers and of the labels before it."""
+    """Put each label beside its point, at the position that covers least of the markers and of earlier labels."""
     from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 

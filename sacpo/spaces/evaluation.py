@@ -1,146 +1,247 @@
-"""The models of a space's `evaluation`: prompts, judges, criteria, and what is asked of them."""
+"""The models of a space's `evaluation`: prompts, generation, judges and criteria."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from sacpo.spaces.training import Name, Share, Strict, Training
+from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
+from sacpo.spaces.training import RewardTraining
 
-CRITERIA = ("helpfulness", "harmlessness")  # the front's axes; every space has them
+CRITERIA = ("helpfulness", "harmlessness")  # the axes of the front; every space has them
 OPTIONAL_CRITERIA = ("compliance",)
 Sentinel = Literal["always-refuse", "longest-answer"]
 
 
+# --------------------------------------------------------------------------------------------------------- the prompts
+
+
 class SyntheticPrompts(Strict):
-    kind: Literal["synthetic"]
-    category: Literal["benign", "risky", "all"] = "all"
+    """The questions of the synthetic world."""
+
+    synthetic: ClassVar[bool] = True
+
+    kind: Literal["synthetic"] = Field(description="questions of the synthetic world; needs model.kind synthetic")
+    category: Literal["benign", "risky", "all"] = Field(
+        "all", description="which questions: the 12 benign ones, the 12 risky ones, or all 24 (default)"
+    )
 
 
 class PromptFile(Strict):
-    """JSON list, JSONL or CSV with `prompt` and, if it has one, `category`."""
+    """A JSON list, JSONL or CSV file with a column `prompt` and, optionally, `category`."""
 
-    kind: Literal["file"]
-    path: str
-    limit: int | None = Field(None, ge=1, description="the first so many; all when absent")
+    synthetic: ClassVar[bool] = False
+
+    kind: Literal["file"] = Field(description="prompts from a local file")
+    path: LocalPath = Field(
+        description="JSON list, JSONL or CSV file with a column `prompt` and, optionally, `category`; "
+        "relative to the space file"
+    )
+    limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
 
 
 Prompts = Annotated[SyntheticPrompts | PromptFile, Field(discriminator="kind")]
 
 
-class GoldJudge(Strict):
-    """The synthetic world's own r (helpfulness), g (harmlessness), or whether an answer refuses (compliance)."""
-
-    kind: Literal["gold"]
+# ---------------------------------------------------------------------------------------------------------- the judges
 
 
-class NoisyJudge(Strict):
-    """The synthetic world's gold judge with known faults, so that statistics can be held against the truth."""
+class JudgeBase(Strict):
+    """Base of the settings of all judges.
 
-    kind: Literal["noisy"]
-    error: float = Field(0.0, ge=0, le=0.5, description="probability that a verdict is turned round")
-    order_bias: float = Field(0.0, ge=0, le=1, description="probability that the answer shown first wins unseen")
-    repeats: int = Field(1, ge=1, description="calls per pair and order")
-    seed: int = Field(0, ge=0)
+    Attributes:
+        synthetic_only: The judge scores by the synthetic world's own values.
+        loads_model: A step of the judge loads a model, so it needs a worker.
+        calls_endpoint: The judge calls an endpoint, which can cost money.
+        is_trained: The sweep trains the judge before the judge is used.
+    """
+
+    synthetic_only: ClassVar[bool] = False
+    loads_model: ClassVar[bool] = False
+    calls_endpoint: ClassVar[bool] = False
+    is_trained: ClassVar[bool] = False
 
 
-class RewardModelJudge(Strict):
+class GoldJudge(JudgeBase):
+    """The synthetic world's exact values: r (helpfulness), g (harmlessness), or no refusal (compliance)."""
+
+    synthetic_only: ClassVar[bool] = True
+
+    kind: Literal["gold"] = Field(description="exact values of the synthetic world; needs model.kind synthetic")
+
+
+class NoisyJudge(JudgeBase):
+    """The gold judge with errors of known size, so that statistics can be compared with the truth."""
+
+    synthetic_only: ClassVar[bool] = True
+
+    kind: Literal["noisy"] = Field(description="the gold judge with errors of known size")
+    error: float = Field(0.0, ge=0, le=0.5, description="probability that a verdict is reversed; default 0")
+    order_bias: float = Field(
+        0.0, ge=0, le=1, description="probability that the answer shown first wins whatever it is; default 0"
+    )
+    repeats: int = Field(1, ge=1, description="verdicts per pair and presentation order; default 1")
+    seed: int = Field(0, ge=0, description="seed of the errors; default 0")
+
+
+class RewardModelJudge(JudgeBase):
     """A sequence-classification reward or cost model with one output."""
 
-    kind: Literal["reward_model"]
-    path: str
-    revision: str | None = None
-    higher_is: Literal["better", "worse"]
-    tie_margin: float = Field(0.0, ge=0, description="scores closer than this are a tie")
-    prompt_template: str = "chat"
-    max_length: int = Field(1024, ge=4)
+    loads_model: ClassVar[bool] = True
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
 
-
-class TrainedJudge(Strict):
-    """A reward model trained by the sweep on the prompts that `data.judge_fraction` keeps from the policies."""
-
-    kind: Literal["trained_reward_model"]
-    objective: Name
-    training: Training
-    held_out_fraction: float = Field(
-        0.2, gt=0, lt=1, description="share of the judge's prompts that measure its accuracy"
+    kind: Literal["reward_model"] = Field(description="a reward or cost model from a folder or the hub")
+    path: LocalOrHubPath = Field(description="folder (relative to the space file) or hub id of the model")
+    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    higher_is: Literal["better", "worse"] = Field(
+        description="meaning of a higher output: better for a reward model, worse for a cost model"
     )
-    tie_margin: float = Field(0.0, ge=0)
-    seed: int = Field(0, ge=0)
+    tie_margin: float = Field(
+        0.0, ge=0, description="largest difference of two outputs that counts as a tie; the default 0 means equal only"
+    )
+    prompt_template: str = Field(
+        "chat", description="`chat` for the tokenizer's chat template (default), or text that contains {prompt}"
+    )
+    max_length: int = Field(
+        1024, ge=4, description="tokens of prompt and answer together; a longer text gets no verdict; default 1024"
+    )
+
+
+class TrainedJudge(JudgeBase):
+    """A reward model that the sweep trains on the prompts that `data.judge_fraction` keeps from the policies."""
+
+    loads_model: ClassVar[bool] = True
+    is_trained: ClassVar[bool] = True
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"training"})  # the id of the training step covers it
+
+    kind: Literal["trained_reward_model"] = Field(description="a reward model that the sweep trains")
+    objective: Name = Field(description="objective of data.preferences whose pairs the reward model learns from")
+    training: RewardTraining = Field(description="training settings of the reward model")
+    held_out_fraction: float = Field(
+        0.2, gt=0, lt=1, description="fraction of the judge's prompts that measure its accuracy; default 0.2"
+    )
+    tie_margin: float = Field(
+        0.0, ge=0, description="largest difference of two rewards that counts as a tie; the default 0 means equal only"
+    )
+    seed: int = Field(0, ge=0, description="seed of the order of examples and of the new output layer; default 0")
 
 
 class Calls(Strict):
-    """How an endpoint is called. Nothing here changes what a verdict is, so nothing here changes a step's id."""
+    """Limits and prices of an endpoint. No setting here changes a verdict, so none changes a step's id."""
 
-    concurrency: int = Field(16, ge=1, description="calls under way at once, over all steps of the sweep")
-    timeout: float = Field(60.0, gt=0, description="seconds that one call may take")
-    attempts: int = Field(8, ge=1, description="tries before a verdict counts as unavailable or unparsable")
-    max_calls: int | None = Field(None, ge=1, description="calls that one run of the sweep may make")
-    max_spend: float | None = Field(None, gt=0, description="what one run may spend, in the currency of the prices")
-    price_prompt: float | None = Field(None, ge=0, description="price of a million prompt tokens")
-    price_completion: float | None = Field(None, ge=0, description="price of a million completion tokens")
+    concurrency: int = Field(
+        16, ge=1, description="calls in flight at the same time, over all steps of the sweep; default 16"
+    )
+    timeout: float = Field(60.0, gt=0, description="seconds that one HTTP attempt may take; default 60")
+    attempts: int = Field(
+        8, ge=1, description="HTTP attempts before a verdict counts as unavailable or unparsable; default 8"
+    )
+    max_calls: int | None = Field(
+        None, ge=1, description="HTTP attempts that one run of the sweep may make; null means no limit"
+    )
+    max_spend: float | None = Field(
+        None, gt=0, description="cost that one run may reach, in the currency of the prices; null means no limit"
+    )
+    price_prompt: float | None = Field(None, ge=0, description="price of one million prompt tokens; null means unknown")
+    price_completion: float | None = Field(
+        None, ge=0, description="price of one million completion tokens; null means unknown"
+    )
 
 
-class LLMJudge(Strict):
+class LLMJudge(JudgeBase):
     """A chat model behind an OpenAI-compatible endpoint, asked in both presentation orders."""
 
-    kind: Literal["llm"]
-    model: str = Field(min_length=1, description="the model's name at the endpoint")
-    revision: str = Field("", description="names the version of the weights; another one's verdicts are not reused")
-    base_url: str | None = Field(None, description="http(s)://HOST/v1 of the endpoint; the vendor's own when absent")
-    api_key_env: str | None = Field(
-        "OPENAI_API_KEY", description="environment variable that holds the key; null for an endpoint that asks for none"
+    calls_endpoint: ClassVar[bool] = True
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"rubric", "base_url", "api_key_env", "calls"})
+
+    kind: Literal["llm"] = Field(description="a chat model behind an OpenAI-compatible endpoint")
+    model: str = Field(min_length=1, description="name of the model at the endpoint")
+    revision: str = Field(
+        "", description="version of the weights, as you name it; verdicts of another revision are not reused"
     )
-    rubric: str | None = Field(None, description="text file that says what makes an answer better; ours when absent")
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(1024, ge=1, description="tokens of one reply")
-    seed: int | None = Field(None, ge=0, description="sent to the endpoint")
-    repeats: int = Field(1, ge=1, description="calls per pair and order")
-    calls: Calls = Calls()
+    base_url: str | None = Field(
+        None, description="URL of the endpoint, such as http://HOST/v1; null means OpenAI's own endpoint"
+    )
+    api_key_env: str | None = Field(
+        "OPENAI_API_KEY",
+        description="environment variable that holds the API key; null for an endpoint that needs none",
+    )
+    rubric: Annotated[str | None, InputPath()] = Field(
+        None,
+        description="text file that explains what makes an answer better; relative to the space file; "
+        "null means the built-in rubric of the criterion",
+    )
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; the default 0 means greedy")
+    max_tokens: int = Field(1024, ge=1, description="largest number of tokens of one reply; default 1024")
+    seed: int | None = Field(None, ge=0, description="seed that is sent to the endpoint; null sends none")
+    repeats: int = Field(1, ge=1, description="calls per pair and presentation order; default 1")
+    calls: Calls = Field(Calls(), description="limits and prices of the endpoint")
 
 
-Judge = Annotated[
+JudgeSettings = Annotated[
     GoldJudge | NoisyJudge | RewardModelJudge | TrainedJudge | LLMJudge,
     Field(discriminator="kind"),
 ]
 
 
+# ------------------------------------------------------------------------------------------------------ the evaluation
+
+
 class Criterion(Strict):
-    prompts: Prompts
-    judge: Judge
-    panel: dict[Name, Judge] = Field(
-        default_factory=dict, description="further judges by name; they give tables of their own beside the judge's"
+    """One criterion: the prompts that policies answer, and the judges of the answers."""
+
+    prompts: Prompts = Field(description="prompts that policies answer")
+    judge: JudgeSettings = Field(description="judge whose win rates decide the front")
+    panel: dict[Name, JudgeSettings] = Field(
+        default_factory=dict,
+        description="more judges by name; their results are in tables of their own; the default is none",
     )
 
 
 class Generation(Strict):
-    max_new_tokens: int = Field(512, ge=1)
-    temperature: float = Field(0.0, ge=0, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    samples: int = Field(1, ge=1, description="answers per prompt")
-    batch_size: int = Field(32, ge=1, description="answers at once")
-    engine: Literal["batched", "continuous"] = Field(
-        "batched", description="transformers' generate on batches of like length, or its continuous batching"
+    """How policies answer prompts."""
+
+    max_new_tokens: int = Field(512, ge=1, description="largest number of tokens of one answer; default 512")
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; the default 0 means greedy")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: probability mass to sample from; the default 1 means all"
     )
-    seed: int = Field(0, ge=0)
+    samples: int = Field(1, ge=1, description="answers per prompt; default 1")
+    batch_size: int = Field(32, ge=1, description="answers that are generated at the same time; default 32")
+    engine: Literal["batched", "continuous"] = Field(
+        "batched",
+        description="transformers' `generate` on batches of similar length (batched, default), or transformers' "
+        "continuous batching (continuous)",
+    )
+    seed: int = Field(0, ge=0, description="seed of the sampling; default 0")
 
 
 class Evaluation(Strict):
-    generation: Generation = Generation()
-    helpfulness: Criterion
-    harmlessness: Criterion
+    """How policies are evaluated."""
+
+    generation: Generation = Field(Generation(), description="how policies answer prompts")
+    helpfulness: Criterion = Field(description="prompts and judges of helpfulness, an axis of the front")
+    harmlessness: Criterion = Field(description="prompts and judges of harmlessness, an axis of the front")
     compliance: Criterion | None = Field(
-        None, description="over-refusal: benign prompts, won by the answer that helps where the other refuses"
+        None,
+        description="prompts and judges of over-refusal: on benign prompts, an answer that helps wins over a refusal; "
+        "null means not measured",
     )
-    min_coverage: Share = Field(0.9, description="a trial with a smaller share of decided verdicts is failed")
+    min_coverage: Fraction = Field(
+        0.9, description="a trial fails if a smaller fraction of its verdicts is decided; default 0.9"
+    )
     sentinels: tuple[Sentinel, ...] = Field(
-        get_args(Sentinel), strict=False, description="policies of no merit that show what a judge rewards"
+        get_args(Sentinel),
+        strict=False,
+        description="policies without merit that are judged too, to show what a judge rewards; default: all",
     )
-    all_pairs: bool = Field(False, description="judge every pair of policies, for a Bradley-Terry ranking")
+    all_pairs: bool = Field(
+        False, description="judge every pair of policies, for a Bradley-Terry ranking; default false"
+    )
 
     @property
     def criteria(self) -> dict[str, Criterion]:
-        """The criteria that this space has, the front's axes first."""
-        found = {name: getattr(self, name) for name in (*CRITERIA, *OPTIONAL_CRITERIA)}
-        return {name: criterion for name, criterion in found.items() if criterion is not None}
+        """The criteria of this space by name, the axes of the front first."""
+        criteria = {name: getattr(self, name) for name in (*CRITERIA, *OPTIONAL_CRITERIA)}
+        return {name: criterion for name, criterion in criteria.items() if criterion is not None}

@@ -1,42 +1,40 @@
-"""The models of a space: what varies in a sweep and what stays fixed.
+"""The models of a space: what a sweep varies and what it keeps fixed.
 
-A space is strict. Unknown keys, wrong types and values out of range are refused; `sacpo.spaces.loading` reads the YAML file
-and turns every refusal into a line that names the setting. What is decided here is only what a setting may be; how the
-space expands into trials and steps is `sacpo.planning.plan`.
+A space is strict: unknown keys, wrong types and values out of range are errors. `sacpo.spaces.loading` reads the YAML
+file and turns every error into a line that names the setting. These models only define which values a setting may have;
+`sacpo.planning.planner` expands a space into trials and steps.
 
-Settings under `resources` say how work is executed. They change no step's id: a sweep may be continued with other
+Settings under `resources` define how work is executed. They change no step's id, so a sweep can be continued with other
 workers. Every other setting counts towards the ids of the steps that it can change.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from sacpo.spaces.evaluation import Evaluation
-from sacpo.spaces.training import (
+from sacpo.spaces.base import (
     KL_SCHEMA,
-    DPOTraining,
+    Fraction,
     KLGrid,
     KLParameter,
-    KTOTraining,
+    LocalOrHubPath,
     Name,
     RatioGrid,
-    SFTTraining,
-    Share,
     Strict,
-    Training,
     as_list,
 )
+from sacpo.spaces.evaluation import Evaluation
+from sacpo.spaces.methods import CHAIN_METHODS
+from sacpo.spaces.training import DPOTraining, KTOTraining, SFTTraining, Training
 
-METHODS = ("dpo", "kto")
-_STAGE = re.compile(rf"^({'|'.join(METHODS)}):([a-z][a-z0-9_-]*)$")
+_STAGE = re.compile(rf"^({'|'.join(CHAIN_METHODS)}):([a-z][a-z0-9_-]*)$")
 
 
 def _nested(value: Any) -> Any:
-    """`0.1`, `[0.1, 0.05]` and `[[0.1], [0.05]]` all mean one list of values per re-alignment stage."""
+    """`0.1`, `[0.1, 0.05]` and `[[0.1], [0.05]]` all mean one list of values for each re-alignment stage."""
     values = as_list(value)
     return values if any(isinstance(v, list) for v in values) else [values]
 
@@ -60,25 +58,28 @@ def parse_chain(chain: str) -> list[tuple[str, str]]:
     """Split `dpo:helpfulness>kto:harmlessness` into `[(method, objective), ...]`.
 
     Raises:
-        ValueError: a stage is not `dpo:OBJECTIVE` or `kto:OBJECTIVE`.
+        ValueError: a stage is not METHOD:OBJECTIVE with a method of `CHAIN_METHODS`.
     """
     stages = []
     for part in chain.split(">"):
         match = _STAGE.match(part.strip())
         if match is None:
             raise ValueError(
-                f"stage {part.strip()!r} is not METHOD:OBJECTIVE with METHOD one of {', '.join(METHODS)}; "
+                f"stage {part.strip()!r} is not METHOD:OBJECTIVE with METHOD one of {', '.join(CHAIN_METHODS)}; "
                 "write for example dpo:helpfulness>dpo:harmlessness"
             )
         stages.append((match[1], match[2]))
     return stages
 
 
-def _valid_chain(chain: str) -> str:
+def _valid_chain(chain: Any) -> Any:
+    """The chain without spaces; values that are not text are left to the type check."""
+    if not isinstance(chain, str):
+        return chain
     return ">".join(f"{method}:{objective}" for method, objective in parse_chain(chain))
 
 
-Chain = Annotated[str, BeforeValidator(lambda c: _valid_chain(c) if isinstance(c, str) else c)]
+Chain = Annotated[str, BeforeValidator(_valid_chain)]
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -87,24 +88,36 @@ Chain = Annotated[str, BeforeValidator(lambda c: _valid_chain(c) if isinstance(c
 class SyntheticModel(Strict):
     """A small Llama, randomly initialised, over the synthetic world's sentences."""
 
-    kind: Literal["synthetic"]
-    hidden_size: int = Field(64, ge=8, multiple_of=8, description="width of the residual stream")
-    layers: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    seed: int = Field(0, ge=0, description="seed of the initial weights")
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    synthetic: ClassVar[bool] = True
+    prompt_template: ClassVar[str] = "{prompt} "
+
+    kind: Literal["synthetic"] = Field(description="a small Llama of the synthetic world, randomly initialised")
+    hidden_size: int = Field(64, ge=8, multiple_of=8, description="width of the residual stream; default 64")
+    layers: int = Field(2, ge=1, description="transformer blocks; default 2")
+    heads: int = Field(4, ge=1, description="attention heads of a block; must divide hidden_size; default 4")
+    seed: int = Field(0, ge=0, description="seed of the initial weights; default 0")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="number format of the weights in training and generation; default float32"
+    )
 
 
 class PretrainedModel(Strict):
     """A causal language model: a folder, or a hub id with the revision that pins it."""
 
-    kind: Literal["pretrained"]
-    path: str = Field(description="folder (relative to the space file) or hub id")
-    revision: str | None = Field(None, description="commit of the hub repository; needed for a hub id")
-    gguf_file: str | None = Field(None, description="file inside `path`, dequantised when read")
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    synthetic: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
+
+    kind: Literal["pretrained"] = Field(description="a causal language model from a folder or the hub")
+    path: LocalOrHubPath = Field(description="folder (relative to the space file) or hub id of the model")
+    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    gguf_file: str | None = Field(
+        None, description="GGUF file inside `path`, which is dequantised when it is read; null means safetensors"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="number format of the weights in training and generation; default bfloat16"
+    )
     prompt_template: str = Field(
-        "chat", description="`chat` for the tokenizer's chat template, or text with {prompt} in it"
+        "chat", description="`chat` for the tokenizer's chat template (default), or text that contains {prompt}"
     )
 
     @field_validator("prompt_template")
@@ -124,31 +137,54 @@ Model = Annotated[SyntheticModel | PretrainedModel, Field(discriminator="kind")]
 class SyntheticDemonstrations(Strict):
     """Prompt and response pairs drawn from the synthetic world's human distribution."""
 
-    kind: Literal["synthetic"]
-    rows: int = Field(8192, ge=1)
-    seed: int = Field(0, ge=0)
+    synthetic: ClassVar[bool] = True
+
+    kind: Literal["synthetic"] = Field(description="demonstrations of the synthetic world")
+    rows: int = Field(8192, ge=1, description="demonstrations to draw; default 8192")
+    seed: int = Field(0, ge=0, description="seed of the draw; default 0")
 
 
 class SyntheticPreferences(Strict):
     """Pairs sampled from the SFT policy and labelled by Bradley-Terry on the gold reward and the gold safety."""
 
-    kind: Literal["synthetic"]
-    rows: int = Field(16384, ge=1)
-    garbled_fraction: Share = Field(0.03, description="share of pairs whose loser has a word out of place")
-    seed: int = Field(0, ge=0)
+    synthetic: ClassVar[bool] = True
+
+    kind: Literal["synthetic"] = Field(description="preferences of the synthetic world, sampled from the SFT policy")
+    rows: int = Field(16384, ge=1, description="pairs to draw; default 16384")
+    garbled_fraction: Fraction = Field(
+        0.03, description="fraction of pairs in which one response is garbled (a sentence out of place); default 0.03"
+    )
+    seed: int = Field(0, ge=0, description="seed of samples and labels; default 0")
+
+
+RowFormat = Literal["pku-saferlhf", "hh-rlhf", "pairs", "labelled", "demonstrations"]
 
 
 class Files(Strict):
-    """Rows from a file, a `datasets` folder or a hub id."""
+    """Rows from a file, a `datasets` folder or the hub."""
 
-    kind: Literal["files"]
-    path: str = Field(description="JSONL, JSON, CSV or Parquet file (.gz too), `datasets` folder, or hub id")
-    revision: str | None = Field(None, description="commit of the hub repository; needed for a hub id")
-    split: str = "train"
-    format: Literal["pku-saferlhf", "hh-rlhf", "pairs", "labelled", "demonstrations"]
-    limit: int | None = Field(None, ge=1, description="use this many rows, drawn with `seed`; all when absent")
-    seed: int = Field(0, ge=0)
-    max_invalid_fraction: Share = Field(0.01, description="more bad rows than this share refuse the file")
+    synthetic: ClassVar[bool] = False
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
+
+    kind: Literal["files"] = Field(description="rows from a file, a folder or the hub")
+    path: LocalOrHubPath = Field(
+        description="JSONL, JSON, CSV or Parquet file (each may end in .gz) or `datasets` folder, relative to the "
+        "space file; or hub id"
+    )
+    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
+    split: str = Field("train", description="split of a hub data set or of a folder with splits; default train")
+    format: RowFormat = Field(
+        description="columns of a row. pku-saferlhf: prompt, response_0, response_1, better_response_id, "
+        "safer_response_id, is_response_0_safe, is_response_1_safe; hh-rlhf: chosen and rejected transcripts; pairs: "
+        "prompt, chosen, rejected; labelled: prompt, completion, label; demonstrations: prompt, completion"
+    )
+    limit: int | None = Field(None, ge=1, description="number of rows to draw with `seed`; null means all")
+    seed: int = Field(0, ge=0, description="seed of the draw; default 0")
+    max_invalid_fraction: Fraction = Field(
+        0.01,
+        description="the source is an error if a larger fraction of its rows is invalid; invalid rows are left out; "
+        "default 0.01",
+    )
 
 
 Demonstrations = Annotated[SyntheticDemonstrations | Files, Field(discriminator="kind")]
@@ -156,121 +192,162 @@ Preferences = Annotated[SyntheticPreferences | Files, Field(discriminator="kind"
 
 
 class Data(Strict):
-    demonstrations: Demonstrations | None = Field(None, description="what the sft stage trains on")
-    preferences: dict[Name, Preferences] = Field(min_length=1, description="one source per objective")
-    max_length: int = Field(512, ge=4, description="tokens of prompt and response together; longer rows are refused")
-    judge_fraction: Share = Field(0.0, description="share of prompts kept from the policies, for judges to train on")
+    """The training data."""
+
+    demonstrations: Demonstrations | None = Field(
+        None, description="examples of the sft stage; null if there is no sft stage"
+    )
+    preferences: dict[Name, Preferences] = Field(min_length=1, description="one source of preferences per objective")
+    max_length: int = Field(
+        512, ge=4, description="tokens of prompt and response together; longer examples are invalid; default 512"
+    )
+    judge_fraction: Fraction = Field(
+        0.0, description="fraction of the prompts that only trained judges learn from; the default 0 means none"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the training
 
 
 class StageOverride(Strict):
-    """Settings that one stage changes; what is absent keeps the method's value."""
+    """Settings that one stage changes; null keeps the method's value."""
 
-    learning_rate: float | None = Field(None, gt=0, lt=1)
-    epochs: int | None = Field(None, ge=1)
-    batch_size: int | None = Field(None, ge=1)
-    warmup_ratio: Share | None = None
-    weight_decay: float | None = Field(None, ge=0)
+    learning_rate: float | None = Field(None, gt=0, lt=1, description="peak learning rate; null keeps the method's")
+    epochs: int | None = Field(None, ge=1, description="passes over the examples; null keeps the method's")
+    batch_size: int | None = Field(None, ge=1, description="examples per update; null keeps the method's")
+    warmup_ratio: Fraction | None = Field(
+        None, description="fraction of the updates with a rising learning rate; null keeps the method's"
+    )
+    weight_decay: float | None = Field(None, ge=0, description="AdamW's weight decay; null keeps the method's")
 
 
 class Stages(Strict):
-    sft: SFTTraining | None = Field(None, description="absent: the model itself is the SFT policy")
-    dpo: DPOTraining | None = None
-    kto: KTOTraining | None = None
+    """Training settings of each method, and changes of single stages."""
+
+    sft: SFTTraining | None = Field(
+        None, description="supervised fine-tuning before all chains; null if the model is the SFT policy itself"
+    )
+    dpo: DPOTraining | None = Field(None, description="settings of DPO stages; null if no chain has any")
+    kto: KTOTraining | None = Field(None, description="settings of KTO stages; null if no chain has any")
     overrides: dict[str, StageOverride] = Field(
-        default_factory=dict, description="`dpo:harmlessness: {learning_rate: 5e-6}` changes that stage alone"
+        default_factory=dict,
+        description="changes of single stages: `dpo:harmlessness: {learning_rate: 5e-6}` changes that stage alone; "
+        "the default is none",
     )
 
+    def method(self, name: str) -> Training | None:
+        """Settings of a method (`sacpo.spaces.methods.METHODS`); None if the space has none."""
+        settings: Training | None = getattr(self, name)
+        return settings
+
     def merged_overrides(self) -> dict[str, Training | None]:
-        """Each overridden stage's whole settings."""
+        """The complete settings of each overridden stage."""
         return {key: self.settings(*parse_chain(key)[0]) for key in self.overrides if _STAGE.match(key)}
 
     def settings(self, method: str, objective: str) -> Training | None:
-        """The settings of one stage: the method's, with the stage's override applied."""
-        base: Training | None = getattr(self, method)
+        """Settings of one stage: the method's settings, with the stage's override applied."""
+        settings = self.method(method)
         override = self.overrides.get(f"{method}:{objective}")
-        if base is None or override is None:
-            return base
-        return base.model_copy(update=override.model_dump(exclude_none=True))
+        if settings is None or override is None:
+            return settings
+        return settings.model_copy(update=override.model_dump(exclude_none=True))
 
 
 # ------------------------------------------------------------------------------------------------------------ the grid
 
 
 class ChainGrid(Strict):
-    """Every combination of the values becomes a trial; so does every beginning of the chain."""
+    """A chain of stages. Every combination of the values becomes a trial; so does every prefix of the chain."""
 
-    chain: Chain
-    beta: KLGrid = Field(description="KL parameter of the first stage")
+    chain: Chain = Field(description="stages, such as dpo:helpfulness>dpo:harmlessness")
+    beta: KLGrid = Field(description="values of the first stage's KL parameter beta: one number or a list")
     beta_over_lambda: RealignmentGrid | None = Field(
-        None, description="KL parameter of the second stage; a list of lists for the second, third, ... stage"
+        None,
+        description="values of the second stage's KL parameter beta/lambda: one number or a list; a list of lists for "
+        "the second, third, ... stage; null for a chain of one stage",
     )
 
 
 class Parent(Strict):
-    chain: Chain
-    beta: KLParameter
-    beta_over_lambda: RealignmentGrid | None = None
+    """A chain with one value per stage: one policy that a merge starts from."""
+
+    chain: Chain = Field(description="stages, such as dpo:helpfulness")
+    beta: KLParameter = Field(description="the first stage's KL parameter beta")
+    beta_over_lambda: RealignmentGrid | None = Field(
+        None, description="KL parameters beta/lambda of the later stages, one value per stage; null for one stage"
+    )
 
 
 class PSacpo(Strict):
     """(1-q) x the policy before the chain's last stage + q x the policy after it (paper, section 6)."""
 
-    method: Literal["p-sacpo"]
-    chain: Chain
-    beta: KLGrid
-    beta_over_lambda: RealignmentGrid
-    q: RatioGrid
+    method: Literal["p-sacpo"] = Field(description="merges the policies before and after a chain's last stage")
+    chain: Chain = Field(description="chain of two or more stages")
+    beta: KLGrid = Field(description="values of the first stage's KL parameter beta: one number or a list")
+    beta_over_lambda: RealignmentGrid = Field(
+        description="values of the later stages' KL parameter beta/lambda, as in `chains`"
+    )
+    q: RatioGrid = Field(description="weights of the policy after the last stage, from 0 to 1: one number or a list")
 
 
 class NaiveMerge(Strict):
     """(1-q) x `first` + q x `second`, two policies trained independently from the SFT policy."""
 
-    method: Literal["naive-merge"]
-    first: Parent
-    second: Parent
-    q: RatioGrid
+    method: Literal["naive-merge"] = Field(description="merges two policies that were trained independently")
+    first: Parent = Field(description="policy with weight 1-q")
+    second: Parent = Field(description="policy with weight q")
+    q: RatioGrid = Field(description="weights of `second`, from 0 to 1: one number or a list")
 
 
 Merge = Annotated[PSacpo | NaiveMerge, Field(discriminator="method")]
 
 
 class Resources(Strict):
-    """How steps are executed. Nothing here changes a step's id."""
+    """How steps are executed. No setting here changes a step's id."""
 
-    workers: int = Field(1, ge=1, description="processes of one training step")
-    cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: int = Field(0, ge=0, le=1)
-    per_device_batch: int = Field(16, ge=1, description="at most so many examples in one forward pass of a worker")
-    sharding: Literal["zero3", "ddp"] = "zero3"
-    reference: Literal["bank", "live"] = Field(
-        "bank", description="live: a stage keeps a copy of its parent policy and runs it beside; same results, slower"
+    workers: int = Field(1, ge=1, description="processes of one training step; default 1")
+    cpus_per_worker: int = Field(1, ge=1, description="CPU cores of one process; default 1")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="GPUs of one process: 0 (default) or 1")
+    per_device_batch: int = Field(
+        16, ge=1, description="largest number of examples in one forward pass of a worker; default 16"
     )
-    checkpoint_steps: int = Field(200, ge=1, description="updates between two checkpoints of a running stage")
-    max_restarts: int = Field(2, ge=0, description="times a stage is restarted after a worker died")
+    sharding: Literal["zero3", "ddp"] = Field(
+        "zero3", description="zero3 (default) shards a policy over the workers; ddp gives each worker a whole one"
+    )
+    reference: Literal["precomputed", "live"] = Field(
+        "precomputed",
+        description="log-probabilities of the reference policy: precomputed once for all stages (default), or live "
+        "from a copy of the parent policy in each stage; same results, slower",
+    )
+    checkpoint_steps: int = Field(
+        200, ge=1, description="updates between two checkpoints of a running stage; default 200"
+    )
+    max_restarts: int = Field(2, ge=0, description="restarts of a step after its worker died; default 2")
 
 
 class Space(Strict):
-    """A sweep's space: one YAML file in tune_spaces/."""
+    """The space of a sweep: one YAML file."""
 
-    name: Name
-    model: Model
-    data: Data
-    training: Stages
-    chains: list[ChainGrid] = Field(min_length=1)
-    merges: list[Merge] = Field(default_factory=list)
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=lambda: [0], min_length=1)
-    evaluation: Evaluation
-    resources: Resources = Resources()
+    name: Name = Field(description="name of the sweep: lower-case letters, digits, - and _")
+    model: Model = Field(description="the policy that training starts from")
+    data: Data = Field(description="the training data")
+    training: Stages = Field(description="training settings of each method")
+    chains: list[ChainGrid] = Field(min_length=1, description="chains of stages; every combination becomes a trial")
+    merges: list[Merge] = Field(
+        default_factory=list, description="merges of policies; every combination becomes a trial; the default is none"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=lambda: [0], min_length=1, description="training seeds; each gives every trial; default [0]"
+    )
+    evaluation: Evaluation = Field(description="how policies are evaluated")
+    resources: Resources = Field(Resources(), description="how steps are executed")
 
     @property
     def synthetic(self) -> bool:
-        """Whether the space is about the synthetic world, where every expectation is exact."""
-        return isinstance(self.model, SyntheticModel)
+        """Whether the space is in the synthetic world, where every expectation is exact."""
+        return self.model.synthetic
 
     @property
     def prompt_template(self) -> str:
-        """`chat`, or the text around a prompt."""
-        return "{prompt} " if isinstance(self.model, SyntheticModel) else self.model.prompt_template
+        """`chat`, or text that contains {prompt}."""
+        return self.model.prompt_template

@@ -1,16 +1,21 @@
-"""What single settings of a space allow but their combination does not."""
+"""Checks of a space that involve several settings; the models check single settings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import assert_never
 
-from sacpo.spaces.evaluation import Judge, LLMJudge, TrainedJudge
+from sacpo.spaces.document import Setting, dotted
+from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, Prompts, TrainedJudge
+from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import (
     ChainGrid,
+    Demonstrations,
     Files,
+    NaiveMerge,
     Parent,
+    Preferences,
     PSacpo,
     Space,
     SyntheticModel,
@@ -18,157 +23,193 @@ from sacpo.spaces.space import (
 )
 from sacpo.spaces.training import KTOTraining, Training
 
-Where = tuple[str | int, ...]
-Report = Callable[[Where, str], None]
+Report = Callable[[Setting, str], None]
+"""Takes the path of a setting, and the problem with the way out."""
 
 
-def conflicts(space: Space) -> list[tuple[Where, str]]:
-    """What single settings allow but their combination does not: (path of a setting, the problem and the way out)."""
-    found: list[tuple[Where, str]] = []
+def conflicts(space: Space) -> list[tuple[Setting, str]]:
+    """Find combinations of settings that are errors although each setting is valid.
 
-    def problem(where: Where, text: str) -> None:
-        found.append((where, f"{dotted(where)}: {text}"))
+    Returns:
+        For each error: the path of the setting, and a message that names the setting, the problem and the way out.
+    """
+    problems: list[tuple[Setting, str]] = []
 
-    def check_chain(where: Where, grid: ChainGrid | PSacpo | Parent) -> None:
-        stages = parse_chain(grid.chain)
-        for method, objective in stages:
-            if objective not in space.data.preferences:
-                problem(
-                    (*where, "chain"),
-                    f"unknown objective {objective!r}; data.preferences has {nearest(space, objective)}",
-                )
-            if getattr(space.training, method) is None:
-                problem((*where, "chain"), f"has a {method} stage, but training.{method} is absent; give its settings")
-        given = len(grid.beta_over_lambda or [])
-        if given != len(stages) - 1:
-            problem(
-                (*where, "beta_over_lambda"),
-                f"{grid.chain} has {len(stages) - 1} stage(s) after the first, but values for {given} are given; "
-                "give one list of values for each (and none for a chain of one stage)",
-            )
+    def report(setting: Setting, text: str) -> None:
+        problems.append((setting, f"{dotted(setting)}: {text}"))
 
     for i, grid in enumerate(space.chains):
-        check_chain(("chains", i), grid)
+        _check_chain(space, ("chains", i), grid, report)
+    _check_merges(space, report)
+    _check_model(space, report)
+    _check_judges(space, report)
+    _check_overrides(space, report)
+    _check_batches(space, report)
+    return problems
+
+
+def judges(space: Space) -> list[tuple[Setting, JudgeSettings]]:
+    """All judges of a space, including those of the panels, each with the path of its setting."""
+    result: list[tuple[Setting, JudgeSettings]] = []
+    for name, criterion in space.evaluation.criteria.items():
+        result.append((("evaluation", name, "judge"), criterion.judge))
+        result += [(("evaluation", name, "panel", member), judge) for member, judge in criterion.panel.items()]
+    return result
+
+
+def known_objectives(space: Space, objective: str) -> str:
+    """The objectives of a space as text, with the one that is closest to an unknown objective."""
+    known = sorted(space.data.preferences)
+    similar = difflib.get_close_matches(objective, known, n=1)
+    return f"{', '.join(known)}{f'; did you mean {similar[0]}?' if similar else ''}"
+
+
+def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | Parent, report: Report) -> None:
+    stages = parse_chain(grid.chain)
+    for method, objective in stages:
+        if objective not in space.data.preferences:
+            known = known_objectives(space, objective)
+            report((*setting, "chain"), f"unknown objective {objective!r}; data.preferences has {known}")
+        if space.training.method(method) is None:
+            report((*setting, "chain"), f"has a {method} stage, but training.{method} is absent; give its settings")
+    given = len(grid.beta_over_lambda or [])
+    if given != len(stages) - 1:
+        report(
+            (*setting, "beta_over_lambda"),
+            f"{grid.chain} has {len(stages) - 1} stage(s) after the first, but values for {given} are given; "
+            "give one list of values for each (and none for a chain of one stage)",
+        )
+
+
+def _check_merges(space: Space, report: Report) -> None:
     for i, merge in enumerate(space.merges):
-        if isinstance(merge, PSacpo):
-            check_chain(("merges", i), merge)
-            if len(parse_chain(merge.chain)) < 2:
-                problem(("merges", i, "chain"), "merges the policies before and after its last stage; give two or more")
-        else:
-            for side in ("first", "second"):
-                parent = getattr(merge, side)
-                check_chain(("merges", i, side), parent)
-                if parent.beta_over_lambda is not None and any(len(grid) != 1 for grid in parent.beta_over_lambda):
-                    problem(("merges", i, side, "beta_over_lambda"), "a parent is one policy; give one value per stage")
-    _model_conflicts(space, problem)
-    _judge_conflicts(space, problem)
-    _override_conflicts(space, problem)
-    _batch_conflicts(space, problem)
-    return found
+        match merge:
+            case PSacpo():
+                _check_chain(space, ("merges", i), merge, report)
+                if len(parse_chain(merge.chain)) < 2:
+                    report(
+                        ("merges", i, "chain"),
+                        "has one stage, but p-sacpo merges the policies before and after the last stage of a chain; "
+                        "give two or more stages",
+                    )
+            case NaiveMerge():
+                for side, parent in (("first", merge.first), ("second", merge.second)):
+                    _check_chain(space, ("merges", i, side), parent, report)
+                    if any(len(grid) != 1 for grid in parent.beta_over_lambda or []):
+                        report(
+                            ("merges", i, side, "beta_over_lambda"),
+                            "has several values for a stage, but a parent is one policy; give one value per stage",
+                        )
+            case _:
+                assert_never(merge)
 
 
-def _model_conflicts(space: Space, problem: Report) -> None:
+def _check_model(space: Space, report: Report) -> None:
     if isinstance(space.model, SyntheticModel):
         if space.training.sft is None:
-            problem(("training",), "the synthetic model starts untrained; give training.sft")
+            report(("training",), "the synthetic model starts untrained; give training.sft")
         if space.model.hidden_size % space.model.heads:
-            problem(("model", "heads"), "must divide model.hidden_size")
-    parts: list[tuple[Where, Any]] = [(("data", "preferences", n), s) for n, s in space.data.preferences.items()]
+            report(("model", "heads"), f"{space.model.heads} must divide model.hidden_size ({space.model.hidden_size})")
+    sources: list[tuple[Setting, Demonstrations | Preferences | Prompts]] = [
+        (("data", "preferences", name), source) for name, source in space.data.preferences.items()
+    ]
     if space.data.demonstrations is not None:
-        parts.append((("data", "demonstrations"), space.data.demonstrations))
-    parts += [(("evaluation", name, "prompts"), c.prompts) for name, c in space.evaluation.criteria.items()]
-    for where, part in parts:
-        if (part.kind == "synthetic") != space.synthetic:
-            problem(where, f"is {part.kind}, but model.kind is {space.model.kind}; they go together")
+        sources.append((("data", "demonstrations"), space.data.demonstrations))
+    sources += [(("evaluation", name, "prompts"), c.prompts) for name, c in space.evaluation.criteria.items()]
+    for setting, source in sources:
+        if source.synthetic != space.synthetic:
+            report(
+                setting,
+                f"is {source.kind}, but model.kind is {space.model.kind}; the synthetic model needs synthetic data "
+                "and prompts, and a pretrained model needs files",
+            )
     if (space.training.sft is None) != (space.data.demonstrations is None):
-        problem(("data", "demonstrations"), "training.sft and data.demonstrations go together; give both or neither")
+        report(("data", "demonstrations"), "training.sft and data.demonstrations go together; give both or neither")
 
 
-def judges(space: Space) -> list[tuple[Where, Judge]]:
-    """Every judge of a space, the panel's too, with the path of its setting."""
-    found: list[tuple[Where, Judge]] = []
-    for name, criterion in space.evaluation.criteria.items():
-        found.append((("evaluation", name, "judge"), criterion.judge))
-        found += [(("evaluation", name, "panel", member), judge) for member, judge in criterion.panel.items()]
-    return found
-
-
-def _judge_conflicts(space: Space, problem: Report) -> None:
+def _check_judges(space: Space, report: Report) -> None:
     trained = False
-    for where, judge in judges(space):
-        if judge.kind in ("gold", "noisy") and not space.synthetic:
-            problem(where, f"{judge.kind} is the synthetic world's; name an llm, reward_model or trained_reward_model")
+    for setting, judge in judges(space):
+        trained = trained or judge.is_trained
+        if judge.synthetic_only and not space.synthetic:
+            report(
+                setting,
+                f"{judge.kind} judges only the synthetic world; use llm, reward_model or trained_reward_model",
+            )
         if isinstance(judge, TrainedJudge):
-            trained = True
-            if judge.objective not in space.data.preferences:
-                problem((*where, "objective"), f"data.preferences has {nearest(space, judge.objective)}")
-            elif not isinstance(space.data.preferences[judge.objective], Files):
-                problem(where, "learns from preference files; the synthetic world has the gold judge")
+            _check_trained_judge(space, setting, judge, report)
         if isinstance(judge, LLMJudge):
-            _endpoint_conflicts(where, judge, problem)
+            _check_endpoint(setting, judge, report)
     if trained and space.data.judge_fraction == 0:
-        problem(("data", "judge_fraction"), "a trained judge needs prompts of its own; give a share such as 0.3")
+        report(
+            ("data", "judge_fraction"),
+            "is 0, but a trained judge needs prompts that no policy is trained on; give a fraction such as 0.3",
+        )
     if not trained and space.data.judge_fraction > 0:
-        problem(("data", "judge_fraction"), "keeps prompts for a trained judge, and there is none; leave it out")
+        report(("data", "judge_fraction"), "keeps prompts for trained judges, but this space has none; leave it out")
 
 
-def _endpoint_conflicts(where: Where, judge: LLMJudge, problem: Report) -> None:
+def _check_trained_judge(space: Space, setting: Setting, judge: TrainedJudge, report: Report) -> None:
+    source = space.data.preferences.get(judge.objective)
+    if source is None:
+        known = known_objectives(space, judge.objective)
+        report((*setting, "objective"), f"unknown objective {judge.objective!r}; data.preferences has {known}")
+    elif not isinstance(source, Files):
+        report(setting, "learns from preference files, but the data is synthetic; use the gold judge")
+
+
+def _check_endpoint(setting: Setting, judge: LLMJudge, report: Report) -> None:
     url = judge.base_url
     if url is not None and not url.startswith(("http://", "https://")):
-        problem((*where, "base_url"), f"{url!r} must begin with http:// or https://, and mostly ends with /v1")
+        report((*setting, "base_url"), f"{url!r} must begin with http:// or https:// (most URLs end in /v1)")
     elif url is not None and "@" in url:
-        problem((*where, "base_url"), "holds a user name or a key; give keys through the environment (api_key_env)")
+        report((*setting, "base_url"), "holds a user name or a key; give keys through the environment (api_key_env)")
     prices = judge.calls.price_prompt, judge.calls.price_completion
     if judge.calls.max_spend is not None and (None in prices or not any(prices)):
-        problem((*where, "calls", "max_spend"), "needs calls.price_prompt and calls.price_completion to be counted")
+        report(
+            (*setting, "calls", "max_spend"),
+            "needs prices above 0 to add up the cost; give calls.price_prompt and calls.price_completion",
+        )
 
 
-def _override_conflicts(space: Space, problem: Report) -> None:
+def _check_overrides(space: Space, report: Report) -> None:
     for key in space.training.overrides:
-        where: Where = ("training", "overrides", key)
+        setting: Setting = ("training", "overrides", key)
         try:
             ((method, objective),) = parse_chain(key)
         except ValueError:
-            problem(where, "must name one stage, such as dpo:harmlessness")
+            report(setting, "must name one stage, such as dpo:harmlessness")
             continue
         if objective not in space.data.preferences:
-            problem(where, f"unknown objective {objective!r}; data.preferences has {nearest(space, objective)}")
-        if getattr(space.training, method) is None:
-            problem(where, f"changes training.{method}, which is absent")
+            known = known_objectives(space, objective)
+            report(setting, f"unknown objective {objective!r}; data.preferences has {known}")
+        if space.training.method(method) is None:
+            report(setting, f"changes training.{method}, which is absent; give its settings, or leave the override out")
 
 
-def _batch_conflicts(space: Space, problem: Report) -> None:
+def _check_batches(space: Space, report: Report) -> None:
     training = space.training
-    settings: list[tuple[Where, Training | None]] = [
-        (("training", "sft"), training.sft),
-        (("training", "dpo"), training.dpo),
-        (("training", "kto"), training.kto),
-        *((("training", "overrides", key), value) for key, value in training.merged_overrides().items()),
+    settings: list[tuple[Setting, Training | None]] = [
+        (("training", name), training.method(name)) for name in METHODS if name in type(training).model_fields
     ]
-    settings += [((*w, "training"), judge.training) for w, judge in judges(space) if isinstance(judge, TrainedJudge)]
-    for where, value in settings:
+    settings += [(("training", "overrides", key), value) for key, value in training.merged_overrides().items()]
+    for setting, judge in judges(space):
+        if isinstance(judge, TrainedJudge):
+            settings.append(((*setting, "training"), judge.training))
+    for setting, value in settings:
         if value is not None:
-            _check_batch(problem, where, value, space.resources.workers)
+            _check_batch(setting, value, space.resources.workers, report)
 
 
-def _check_batch(problem: Report, where: Where, settings: Training, workers: int) -> None:
-    if settings.batch_size % workers:
-        problem((*where, "batch_size"), f"{settings.batch_size} is not a multiple of resources.workers ({workers})")
-    if isinstance(settings, KTOTraining):
-        kl = settings.kl_batch_size or settings.batch_size
-        if settings.batch_size % kl or kl % workers or kl // workers < 2:
-            problem(
-                (*where, "kl_batch_size"),
-                f"{kl} must divide batch_size ({settings.batch_size}) and give each of the {workers} workers 2 or more",
+def _check_batch(setting: Setting, training: Training, workers: int, report: Report) -> None:
+    if training.batch_size % workers:
+        report((*setting, "batch_size"), f"{training.batch_size} is not a multiple of resources.workers ({workers})")
+    if isinstance(training, KTOTraining):
+        kl_batch = training.resolved().kl_batch_size
+        assert kl_batch is not None, "resolved() fills the number in"
+        if training.batch_size % kl_batch or kl_batch % workers or kl_batch // workers < 2:
+            report(
+                (*setting, "kl_batch_size"),
+                f"{kl_batch} must divide batch_size ({training.batch_size}) and give each of the {workers} workers "
+                "2 or more examples",
             )
-
-
-def dotted(where: Where) -> str:
-    """A path of keys as a user writes it: `chains.0.beta`."""
-    return ".".join(str(key) for key in where) or "the space"
-
-
-def nearest(space: Space, objective: str) -> str:
-    known = sorted(space.data.preferences)
-    near = difflib.get_close_matches(objective, known, n=1)
-    return f"{', '.join(known)}{f'; did you mean {near[0]}?' if near else ''}"

@@ -1,4 +1,4 @@
-"""Calibration of a reward model: what a difference of scores says about who is preferred."""
+"""Calibration of a reward model: temperature scaling from differences of scores to probabilities of preference."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 BINS = 10
+"""Number of bins of equal width in a reliability diagram."""
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Held-out pairs whose stated probability fell into one tenth: their mean probability, share won, and number."""
+    """One bin of a reliability diagram.
+
+    Attributes:
+        probability: Mean predicted probability of winning.
+        share: Fraction that won.
+        n: Number of predictions in the bin; each held-out pair gives two.
+    """
 
     probability: float
     share: float
@@ -23,13 +30,14 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far P(win) = sigmoid(difference / temperature) can be believed.
+    """Calibration of P(win) = sigmoid(difference / temperature).
 
     Attributes:
-        temperature: Fitted by likelihood (Guo et al. 2017); above 1 where the model is too sure of itself.
-        error: Expected calibration error at that temperature: mean distance of share and probability over the bins.
-        error_before: The same at temperature 1.
-        bins: The reliability diagram at the fitted temperature.
+        temperature: Maximum-likelihood estimate (Guo et al. 2017); above 1 if the model is overconfident.
+        error: Expected calibration error at that temperature: the mean over predictions of the distance between their
+            bin's fraction won and its mean probability.
+        error_before: Expected calibration error at temperature 1.
+        bins: The reliability diagram at the fitted temperature, without empty bins.
     """
 
     temperature: float
@@ -42,10 +50,13 @@ def calibrate(margins: ArrayLike) -> Calibration:
     """Fit the temperature on held-out pairs.
 
     Args:
-        margins: Shape (n,), score of the preferred answer minus score of the other one.
+        margins: Shape (n,), score of the preferred answer minus score of the other answer.
+
+    Returns:
+        The temperature, and the calibration error on the same pairs.
 
     Raises:
-        ValueError: there is no margin.
+        ValueError: There is no margin.
     """
     differences = np.asarray(margins, dtype=np.float64)
     if differences.size == 0:
@@ -55,25 +66,28 @@ def calibrate(margins: ArrayLike) -> Calibration:
     def loss(log_temperature: float) -> float:
         return float(np.logaddexp(0.0, -differences / (scale * np.exp(log_temperature))).mean())
 
-    # In units of the mean difference: where all pairs are right the best temperature is 0, where half are wrong it has
-    # no bound, and then the end of the range is taken.
+    # The search is in units of the mean difference. If all pairs are right, the best temperature is 0; if half of them
+    # are wrong, it is infinite. The result is then the end of the range.
     temperature = scale * float(np.exp(minimize_scalar(loss, bounds=(-3.0, 5.0), method="bounded").x))
     bins = _reliability(differences, temperature)
-    return Calibration(temperature, _error(bins), _error(_reliability(differences, 1.0)), bins)
+    return Calibration(temperature, _expected_error(bins), _expected_error(_reliability(differences, 1.0)), bins)
 
 
 def _reliability(differences: np.ndarray[tuple[int], np.dtype[np.float64]], temperature: float) -> list[Bin]:
-    # Each pair is looked at from both sides, so that the diagram does not hang on which answer is named first.
+    """The reliability diagram at a temperature."""
+    # Each pair enters with both signs, so that the diagram does not depend on which answer comes first.
     probability = expit(np.concatenate([differences, -differences]) / temperature)
     won = np.concatenate([np.ones_like(differences), np.zeros_like(differences)])
-    places = np.minimum((probability * BINS).astype(int), BINS - 1)
-    return [
-        Bin(float(probability[places == i].mean()), float(won[places == i].mean()), int((places == i).sum()))
-        for i in range(BINS)
-        if (places == i).any()
-    ]
+    bin_index = np.minimum((probability * BINS).astype(int), BINS - 1)
+    bins = []
+    for i in range(BINS):
+        members = bin_index == i
+        if members.any():
+            bins.append(Bin(float(probability[members].mean()), float(won[members].mean()), int(members.sum())))
+    return bins
 
 
-def _error(bins: list[Bin]) -> float:
+def _expected_error(bins: list[Bin]) -> float:
+    """Expected calibration error of a reliability diagram."""
     total = sum(part.n for part in bins)
     return sum(part.n * abs(part.share - part.probability) for part in bins) / total

@@ -1,4 +1,4 @@
-"""What a number of prompts can show."""
+"""The difference of win rates that a given number of prompts can detect."""
 
 import math
 
@@ -6,23 +6,23 @@ from scipy.stats import norm
 
 
 def smallest_difference(prompts: int, power: float = 0.8, confidence: float = 0.95, deviation: float = 0.5) -> float:
-    """The smallest true difference of a win rate from 0.5 that so many prompts show (normal approximation).
+    """Smallest true difference between a win rate and 0.5 that a comparison detects (normal approximation).
 
-    "Show" means that the two-sided interval leaves out 0.5 with the probability `power`.
+    A difference is detected if the two-sided interval excludes 0.5.
 
     Args:
         prompts: Number of prompts, each judged at least once.
-        power: Probability with which the difference is to be seen, in (0, 1).
+        power: Probability of detecting the difference, in (0, 1).
         confidence: Nominal coverage of the interval, in (0, 1).
-        deviation: Standard deviation of a prompt's mean score. 0.5, the most there can be, is that of one verdict a
-            prompt without ties; both orders, repeats and ties lessen it.
+        deviation: Standard deviation of a prompt's mean score. The default 0.5 is the largest possible value: one
+            verdict per prompt and no ties. Both presentation orders, repeats and ties reduce it.
 
     Returns:
-        The difference, in shares won. More than 0.5 means that no difference is sure to be seen.
+        The difference, as a fraction of prompts. Above 0.5, no difference is detected with this power.
 
     Raises:
         ValueError: There is no prompt.
     """
     if prompts < 1:
-        raise ValueError("nothing can be shown without prompts")
+        raise ValueError(f"prompts = {prompts}: at least 1 prompt is needed to detect a difference")
     return float(norm.ppf((1 + confidence) / 2) + norm.ppf(power)) * deviation / math.sqrt(prompts)

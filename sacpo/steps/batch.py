@@ -1,9 +1,11 @@
-"""How one update's examples are spread over workers, forward passes and accumulation."""
+"""How the examples of one update are spread over workers, forward passes and gradient accumulation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from sacpo.planning.payloads import AnyTrainPayload, KTOPayload
+from sacpo.spaces.space import Resources
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,17 @@ class Batch:
     accumulation: int
 
     @classmethod
-    def of(cls, payload: dict[str, Any], resources: dict[str, Any], workers: int) -> Batch:
-        """That of a `train` step: as many examples in a forward pass as divide the worker's share and are allowed."""
-        total = payload["settings"]["batch_size"]
-        if payload["method"] == "kto":  # the KL term is estimated over one forward batch of the whole group
-            forward = payload["settings"]["kl_batch_size"]
+    def of(cls, payload: AnyTrainPayload, resources: Resources, workers: int) -> Batch:
+        """The batch of a training step: the largest forward pass that divides a worker's share and is allowed.
+
+        KTO is an exception: its KL term is estimated over one forward batch of the whole group, so `kl_batch_size`
+        decides.
+        """
+        total = payload.settings.batch_size
+        if isinstance(payload, KTOPayload):
+            forward = payload.settings.kl_batch_size or total
         else:
             share = total // workers
-            most = resources["per_device_batch"]
-            forward = workers * max(n for n in range(1, share + 1) if share % n == 0 and n <= most)
+            sizes = [n for n in range(1, share + 1) if share % n == 0 and n <= resources.per_device_batch]
+            forward = workers * max(sizes)
         return cls(total, forward // workers, total // forward)

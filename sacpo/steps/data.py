@@ -1,89 +1,116 @@
-"""The `preferences` and `data` steps: from rows as people store them to token ids that a stage trains on."""
+"""The `preferences` and `data` steps: from stored rows to the token ids that a stage trains on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from sacpo.data import preferences, tokenise
-from sacpo.data import rows as sources
+from sacpo.data import preferences, rows, tokenise
 from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
-from sacpo.execution.job import Facts, Job
-from sacpo.synthetic import world as synthetic
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import DemonstrationsPayload, FilesPayload, PreferencesPayload, SampledPayload
+from sacpo.planning.records import DataMetrics, PreferencesMetrics
+from sacpo.spaces.space import RowFormat
+from sacpo.synthetic import world
+
+AnyDataPayload = FilesPayload | DemonstrationsPayload | SampledPayload
 
 
-def sample(job: Job) -> Facts:
+def sample(job: Job[PreferencesPayload]) -> StepReport:
     """Sample the synthetic world's pairs from the SFT policy and label them."""
     probabilities = read_probabilities(job.parents["probabilities"])
-    payload = job.payload
-    rows = synthetic.sample_preferences(probabilities, payload["rows"], payload["garbled_fraction"], payload["seed"])
-    pq.write_table(pa.Table.from_pylist(rows), job.folder / PAIRS)
-    return Facts(metrics={"rows": len(rows)})
+    settings = job.payload.settings
+    pairs = world.sample_preferences(probabilities, settings.rows, settings.garbled_fraction, settings.seed)
+    pq.write_table(pa.Table.from_pylist(pairs), job.folder / PAIRS)
+    return StepReport(metrics=PreferencesMetrics(rows=len(pairs)))
 
 
-def run(job: Job) -> Facts:
+def run(job: Job[AnyDataPayload]) -> StepReport:
     """Read, check, split and tokenise one source for one kind of stage.
 
     Raises:
-        DataError: the source cannot be read, more of its rows are bad than allowed, or nothing is left.
+        DataError: the source cannot be read, a larger fraction of its rows is invalid than allowed, or no row is left.
     """
     payload = job.payload
-    rows, origin = _rows(job)
-    shape = payload["shape"]
-    examples, bad = preferences.convert(
-        rows, format=payload.get("format", "demonstrations"), objective=payload["objective"], shape=shape
+    source = _source(job)
+    examples, invalid = preferences.convert(
+        source.rows, format=source.format, objective=payload.objective, shape=payload.shape
     )
-    allowed = payload.get("max_invalid_fraction", 0.0)
-    sources.check_share(bad, len(rows), allowed, origin)
-    examples, excluded = preferences.exclude(examples, frozenset(map(preferences.prompt_key, job.local["exclude"])))
-    if payload["judge_fraction"]:
-        examples = preferences.split_for(examples, judge_fraction=payload["judge_fraction"], side=payload["side"])
-    held_out = [e for e in examples if _is_held_out(e["prompt"], payload["held_out_fraction"])]
-    parts = {EXAMPLES: [e for e in examples if not _is_held_out(e["prompt"], payload["held_out_fraction"])]}
-    if payload["held_out_fraction"]:
-        parts[HELD_OUT] = held_out
+    rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name)
+    excluded_prompts = frozenset(preferences.prompt_key(prompt.text) for prompt in job.prompts)
+    examples, excluded = preferences.exclude(examples, excluded_prompts)
+    if payload.judge_fraction:
+        examples = preferences.split_for(examples, judge_fraction=payload.judge_fraction, side=payload.side)
+    parts = {EXAMPLES: [e for e in examples if not _is_held_out(e["prompt"], payload.held_out_fraction)]}
+    if payload.held_out_fraction:
+        parts[HELD_OUT] = [e for e in examples if _is_held_out(e["prompt"], payload.held_out_fraction)]
     tokenizer = AutoTokenizer.from_pretrained(job.parents["model"])
     tokenised = {}
-    unfit = Counter[str]()
+    too_long = Counter[str]()
     for name, part in parts.items():
         tokenised[name], left_out = tokenise.tokenise(
             part,
-            shape=shape,
+            shape=payload.shape,
             tokenizer=tokenizer,
-            template=payload["prompt_template"],
-            max_length=payload["max_length"],
+            template=payload.prompt_template,
+            max_length=payload.max_length,
         )
-        unfit += left_out
-    sources.check_share(unfit, len(examples), allowed, origin)
-    bad = bad + unfit
-    facts = Facts(metrics={"rows": len(rows), "bad_rows": dict(bad), "evaluation_prompt_rows": excluded})
+        too_long += left_out
+    rows.check_invalid_fraction(too_long, len(examples), source.max_invalid_fraction, source.name)
+    invalid = invalid + too_long
     for name, part in tokenised.items():
         if not part:
             raise DataError(
-                f"{origin}: no example is left for {name.removesuffix('.parquet')}: {len(rows)} rows, bad "
-                f"{dict(bad)}, {excluded} of evaluation prompts, the rest on the other side of data.judge_fraction"
+                f"{source.name}: no example is left for {name.removesuffix('.parquet')}: {len(source.rows)} rows, "
+                f"invalid {dict(invalid)}, {excluded} of evaluation prompts, the rest on the other side of "
+                "data.judge_fraction"
             )
         pq.write_table(pa.Table.from_pylist(part), job.folder / name)
-        facts.metrics[name.removesuffix(".parquet")] = len(part)
-    return facts
+    return StepReport(
+        metrics=DataMetrics(
+            rows=len(source.rows),
+            invalid_rows=dict(invalid),
+            evaluation_prompt_rows=excluded,
+            examples=len(tokenised[EXAMPLES]),
+            held_out=len(tokenised[HELD_OUT]) if HELD_OUT in tokenised else None,
+        )
+    )
 
 
-def _is_held_out(prompt: Any, share: float) -> bool:
-    return preferences.in_share(f"held out: {preferences.prompt_key(prompt)}", share)
+def _is_held_out(prompt: Any, fraction: float) -> bool:
+    return preferences.in_fraction(f"held out: {preferences.prompt_key(prompt)}", fraction)
 
 
-def _rows(job: Job) -> tuple[list[dict[str, Any]], str]:
-    """The source's rows and what to call it in an error."""
+@dataclass(frozen=True)
+class _Source:
+    """Rows with their format, the fraction of invalid ones that is allowed, and the source's name in errors."""
+
+    rows: list[dict[str, Any]]
+    format: RowFormat
+    name: str
+    max_invalid_fraction: float = 0.0
+
+
+def _source(job: Job[AnyDataPayload]) -> _Source:
     payload = job.payload
-    if "preferences" in job.parents:
-        return pq.read_table(job.parents["preferences"] / PAIRS).to_pylist(), "the synthetic world's preferences"
-    if "world" in payload:
-        return synthetic.demonstrations(payload["rows"], payload["seed"]), "the synthetic world's demonstrations"
-    path = job.local["path"]
-    rows = sources.read_rows(path, split=payload["split"], revision=job.local["revision"])
-    return sources.draw(rows, payload["limit"], payload["seed"]), path
+    match payload:
+        case SampledPayload():
+            pairs = pq.read_table(job.parents["preferences"] / PAIRS).to_pylist()
+            return _Source(pairs, "pku-saferlhf", "the synthetic world's preferences")
+        case DemonstrationsPayload():
+            demonstrations = world.demonstrations(payload.settings.rows, payload.settings.seed)
+            return _Source(demonstrations, "demonstrations", "the synthetic world's demonstrations")
+        case FilesPayload():
+            files = payload.files
+            read = rows.read_rows(files.path, split=files.split, revision=files.revision)
+            drawn = rows.draw(read, files.limit, files.seed)
+            return _Source(drawn, files.format, files.path, files.max_invalid_fraction)
+        case _:
+            assert_never(payload)

@@ -10,102 +10,108 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoTokenizer
 
+from sacpo.data.prompts import Prompt
 from sacpo.data.tokenise import encode, render
 from sacpo.execution.artifacts import RESPONSES
-from sacpo.execution.job import Facts, Job
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import GeneratePayload
+from sacpo.planning.records import GenerateEffective, GenerateMetrics
+from sacpo.steps.effective import effective_generation
 from sacpo.steps.engines import ENGINES
-from sacpo.steps.model import load_policy
+from sacpo.steps.policies import load_policy, stop_ids
 
 
 @torch.no_grad()
-def run(job: Job) -> Facts:
-    """Generate by the chosen engine; an answer ends at the end-of-sequence token or at the limit.
+def run(job: Job[GeneratePayload]) -> StepReport:
+    """Generate with the chosen engine; an answer ends at one of the model's end tokens or at the token limit.
 
-    Where the answers are plain samples (temperature 1) and an SFT policy is given, KL(policy || SFT) is estimated on
-    them: the sum over an answer's tokens of the exact KL between the two next-token distributions, averaged over
+    Where the answers are plain samples (temperature 1) and the SFT policy is a parent, KL(policy || SFT) is estimated
+    on them: the sum over an answer's tokens of the exact KL between the two next-token distributions, averaged over
     answers.
+
+    Raises:
+        StepError: a setting did not take effect, or the engine left a prompt without an answer.
     """
-    if "refusal" in job.payload:
-        return _refuse(job)
-    facts = Facts(devices=1)
-    draws = job.payload.get("keep_longest_of", 1)
-    settings = job.payload["generation"]
-    if draws > 1:  # draws from a greedy policy would all be one
-        settings = settings | {"samples": settings["samples"] * draws, "temperature": settings["temperature"] or 1.0}
-    model, tokenizer = load_policy(job.parents, job.payload.get("q"))
+    if job.payload.refusal is not None:
+        return _refuse(job, job.payload.refusal)
+    report = StepReport(devices=1)
+    payload, draws = job.payload, job.payload.keep_longest_of
+    settings = payload.generation
+    if draws > 1:  # several answers of a greedy policy would all be the same
+        drawn = {"samples": settings.samples * draws, "temperature": settings.temperature or 1.0}
+        settings = settings.model_copy(update=drawn)
+    model, tokenizer = load_policy(job.parents, payload.q)
     sft = load_policy({"policy": job.parents["sft"]})[0] if "sft" in job.parents else None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    prompts = [prompt for prompt in _prompts(job) for _ in range(settings["samples"])]
-    template = job.payload["prompt_template"]
-    texts = [render(text, tokenizer=tokenizer, template=template) for _, text, _ in prompts]
-    ids = encode(texts, tokenizer=tokenizer, template=template)
-    facts.first_update_at = time.time()
-    answers = ENGINES[settings["engine"]](model, tokenizer, ids, settings)
-    answers = [_ended(answer, tokenizer.eos_token_id) for answer in answers]
+    prompts = [prompt for prompt in job.prompts for _ in range(settings.samples)]
+    texts = [render(prompt.text, tokenizer=tokenizer, template=payload.prompt_template) for prompt in prompts]
+    ids = encode(texts, tokenizer=tokenizer, template=payload.prompt_template)
+    report.first_update_at = time.time()
+    answers, config = ENGINES[settings.engine](model, tokenizer, ids, settings)
+    generation = effective_generation(settings, config, answers, len(job.prompts))
+    ends = set(stop_ids(model))
+    answers = [_ended(answer, ends) for answer in answers]
     kl = [] if sft is None else [_kl(model, sft, *pair) for pair in zip(ids, answers, strict=True)]
     rows = [
-        {
-            "prompt_id": prompt_id,
-            "category": category,
-            "prompt": text,
-            "sample": i % settings["samples"],
-            "response": tokenizer.decode(answer, skip_special_tokens=True).strip(),
-            "tokens": len(answer),
-            "finished": answer[-1:] == [tokenizer.eos_token_id],
-        }
-        for i, ((prompt_id, text, category), answer) in enumerate(zip(prompts, answers, strict=True))
+        _row(
+            prompt,
+            sample=i % settings.samples,
+            response=tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            tokens=len(answer),
+            finished=bool(answer) and answer[-1] in ends,
+        )
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
     kept = _longest(rows, draws)
     pq.write_table(pa.Table.from_pylist(kept), job.folder / RESPONSES)
-    facts.effective = {"generation": settings, "device": str(model.device), "dtype": str(model.dtype)}
-    facts.metrics = {
-        "responses": len(kept),
-        "tokens": sum(row["tokens"] for row in rows),
-        "finished_share": sum(row["finished"] for row in kept) / len(kept),
-        "kl_to_sft": sum(kl) / len(kl) if kl else None,
+    report.effective = GenerateEffective(generation=generation, device=str(model.device), dtype=str(model.dtype))
+    report.metrics = GenerateMetrics(
+        responses=len(kept),
+        tokens=sum(row["tokens"] for row in rows),
+        finished_fraction=sum(row["finished"] for row in kept) / len(kept),
+        kl_to_sft=sum(kl) / len(kl) if kl else None,
+    )
+    return report
+
+
+def _row(prompt: Prompt, *, sample: int, response: str, tokens: int, finished: bool) -> dict[str, Any]:
+    """A row of `responses.parquet`."""
+    return {
+        "prompt_id": prompt.prompt_id,
+        "category": prompt.category,
+        "prompt": prompt.text,
+        "sample": sample,
+        "response": response,
+        "tokens": tokens,
+        "finished": finished,
     }
-    return facts
 
 
 def _longest(rows: list[dict[str, Any]], draws: int) -> list[dict[str, Any]]:
-    """Of every `draws` answers in a row, the one with the most characters; samples are numbered anew."""
+    """Of every `draws` consecutive answers, the one with the most characters; samples are numbered anew."""
     groups = [rows[start : start + draws] for start in range(0, len(rows), draws)]
     return [
         max(group, key=lambda row: len(row["response"])) | {"sample": group[0]["sample"] // draws} for group in groups
     ]
 
 
-def _refuse(job: Job) -> Facts:
-    """The same refusal to every prompt, in the policy's tokens: its tokenizer is loaded, its weights are not."""
-    facts, refusal = Facts(), job.payload["refusal"]
+def _refuse(job: Job[GeneratePayload], refusal: str) -> StepReport:
+    """The same refusal to every prompt. Its tokens are counted by the policy's tokenizer; no weights are loaded."""
     ids = AutoTokenizer.from_pretrained(job.parents["policy"])(refusal, add_special_tokens=False)["input_ids"]
+    tokens = len(ids) + 1  # with the end-of-sequence token, as in any answer
     rows = [
-        {
-            "prompt_id": prompt_id,
-            "category": category,
-            "prompt": text,
-            "sample": sample,
-            "response": refusal,
-            "tokens": len(ids) + 1,  # and the end-of-sequence token, as in any answer
-            "finished": True,
-        }
-        for prompt_id, text, category in _prompts(job)
-        for sample in range(job.payload["generation"]["samples"])
+        _row(prompt, sample=sample, response=refusal, tokens=tokens, finished=True)
+        for prompt in job.prompts
+        for sample in range(job.payload.generation.samples)
     ]
     pq.write_table(pa.Table.from_pylist(rows), job.folder / RESPONSES)
-    facts.metrics = {"responses": len(rows), "tokens": 0, "finished_share": 1.0, "kl_to_sft": None}
-    return facts
+    metrics = GenerateMetrics(responses=len(rows), tokens=0, finished_fraction=1.0)
+    return StepReport(metrics=metrics, effective=GenerateEffective())
 
 
-def _prompts(job: Job) -> list[list[str]]:
-    prompts: list[list[str]] = job.local["prompts"]
-    return prompts
-
-
-def _ended(answer: list[int], eos: int) -> list[int]:
-    """An answer as far as its end-of-sequence token, which belongs to it."""
-    return answer[: answer.index(eos) + 1] if eos in answer else answer
+def _ended(answer: list[int], ends: set[int]) -> list[int]:
+    """An answer up to and including the first token that ends it."""
+    return next((answer[: i + 1] for i, token in enumerate(answer) if token in ends), answer)
 
 
 def _kl(model: Any, sft: Any, prompt: list[int], answer: list[int]) -> float:

@@ -1,11 +1,10 @@
-"""The steps `judge` (one criterion's verdicts on one side's answers against another's) and `canary` (canned pairs)."""
+"""The `judge` step (verdicts of one judge on the answers of two policies) and the `canary` step (on canned pairs)."""
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,15 +12,20 @@ import pyarrow.parquet as pq
 from sacpo.data.canaries import canned_pairs
 from sacpo.data.prompts import Prompt
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import CALIBRATION, RESPONSES, VERDICTS, part
-from sacpo.execution.job import Facts, Job
+from sacpo.execution.artifacts import RESPONSES, VERDICTS, shard_name
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
 from sacpo.judges import scalar
+from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
-from sacpo.judges.verdicts import DECIDED, Judge, Pair, Verdict, order_inconsistency
+from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict, order_inconsistency
+from sacpo.planning.payloads import CanaryPayload, JudgePayload, LLMInstructions, TrainedModelFormat
+from sacpo.planning.records import CanaryMetrics, JudgeEffective, JudgeMetrics, TrainMetrics
+from sacpo.spaces.evaluation import GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
 from sacpo.statistics.win_rate import estimates, prompt_means, win_rate
 
-_EVEN_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
-_ANYWAY = "--skip-canaries goes on anyway"
+_A_A_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
+_SKIP = "--skip-canaries continues without this check"
 _SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -40,65 +44,66 @@ _SCHEMA = pa.schema(
 )
 
 
-def run(job: Job) -> Facts:
-    """Judge both sides' answers, paired by prompt and sample.
-
-    The baseline against itself is the A/A canary.
+def run(job: Job[JudgePayload]) -> StepReport:
+    """Judge both sides' answers, paired by prompt and sample. The baseline against itself is the A/A canary.
 
     Raises:
-        StepError: the two sides did not answer the same prompts, or the A/A canary found the judge partial.
+        StepError: the two sides did not answer the same prompts, or the A/A canary found that the judge is biased.
     """
-    facts = Facts()
-    against_itself = job.parents["answers"] == job.parents["baseline"]
+    report = StepReport(effective=JudgeEffective())
+    is_a_a = job.parents["answers"] == job.parents["baseline"]
     pairs = _pairs(job)
     index, count = job.shard
     start, stop = (len(pairs) * i // count for i in (index, index + 1))
-    verdicts = _judge(job, facts, a_a=against_itself)(pairs[start:stop])
-    _write(job, pairs[start:stop], verdicts, facts)
-    if against_itself:
-        _even(verdicts, pairs)
-    return facts
+    verdicts = _judge(job, report, ask_equal=is_a_a)(pairs[start:stop])
+    report.metrics = _write(job, pairs[start:stop], verdicts)
+    report.ended_at = time.time()
+    if is_a_a:
+        _check_even(verdicts, pairs[start:stop])
+    return report
 
 
-def canary(job: Job) -> Facts:
-    """Try a judge on canned pairs, whose better answer plays the policy.
+def canary(job: Job[CanaryPayload]) -> StepReport:
+    """Try a judge on canned pairs; the better answer takes the policy's side.
 
     Raises:
-        StepError: nothing was decided, the judge loses (its sign is turned round), or it follows the order that answers
-            are shown in; with what it said.
+        StepError: no verdict was decided, the judge prefers the worse answers, or it follows the order in which answers
+            are shown; with the judge's reply.
     """
-    facts = Facts()
-    canned = canned_pairs(job.payload["criterion"], job.payload["sentences"])
-    pairs = [Pair(Prompt.of(p, "").prompt_id, "canary", 0, p, better, worse) for p, better, worse in canned]
-    verdicts = _judge(job, facts, a_a=True)(pairs)
-    _write(job, pairs, verdicts, facts)
-    decided = [v for v in verdicts if v.outcome in DECIDED]
-    name = f"the judge of {job.payload['criterion']} ({job.payload['judge']['kind']})"
+    report, payload = StepReport(effective=JudgeEffective()), job.payload
+    canned = canned_pairs(payload.criterion, payload.sentences)
+    pairs = [AnswerPair(Prompt.of(p, "").prompt_id, "canary", 0, p, better, worse) for p, better, worse in canned]
+    verdicts = _judge(job, report, ask_equal=True)(pairs)
+    counts = _write(job, pairs, verdicts)
+    report.ended_at = time.time()
+    decided = [v for v in verdicts if v.outcome in SCORES]
+    name = f"the judge of {payload.criterion} ({payload.judge.kind})"
     if not decided:
-        raise StepError(f"{name} decided none of {len(pairs)} canned pairs; the first said: {_excerpt(verdicts[0])}")
-    scores = [DECIDED[v.outcome] for v in decided]
-    rate = win_rate(scores, [v.pair for v in decided])
-    turned = order_inconsistency(((v.pair, v.repeat), v.order, v.outcome) for v in decided)
-    facts.metrics |= {"canary_win_rate": rate.value, "canary_order_inconsistency": turned}
+        raise StepError(
+            f"{name} decided none of {len(pairs)} canned pairs; its first reply was {_excerpt(verdicts[0])}"
+        )
+    rate = win_rate([SCORES[v.outcome] for v in decided], [v.pair for v in decided])
+    inconsistency = order_inconsistency(((v.pair, v.repeat), v.order, v.outcome) for v in decided)
+    report.metrics = CanaryMetrics(**counts.model_dump(), win_rate=rate.value, order_inconsistency=inconsistency)
     if rate.high < 0.5:
         raise StepError(
-            f"{name} prefers the worse answer of canned pairs (win rate of the better {rate.value:.2f}, at most "
-            f"{rate.high:.2f}): its sign is turned round (`higher_is`), or it cannot judge; {_ANYWAY}"
+            f"{name} prefers the worse answer of canned pairs (win rate of the better answer {rate.value:.2f}, at most "
+            f"{rate.high:.2f}): its sign is wrong (`higher_is`), or it cannot judge; {_SKIP}"
         )
-    if turned is not None and turned > 0.5:
+    if inconsistency is not None and inconsistency > 0.5:
         raise StepError(
-            f"{name} follows the order that answers are shown in: on {turned:.0%} of canned pairs its verdict turned "
-            f"with it; take another judge; {_ANYWAY}"
+            f"{name} follows the order in which answers are shown: on {inconsistency:.0%} of canned pairs its verdict "
+            f"changed with the order; use another judge; {_SKIP}"
         )
-    return facts
+    return report
 
 
-def _pairs(job: Job) -> list[Pair]:
+def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
     ours, theirs = (pq.read_table(job.parents[side] / RESPONSES).to_pylist() for side in ("answers", "baseline"))
     if [_key(row) for row in ours] != [_key(row) for row in theirs]:
         raise StepError("the policy and the baseline did not answer the same prompts")
     return [
-        Pair(a["prompt_id"], a["category"], a["sample"], a["prompt"], a["response"], b["response"])
+        AnswerPair(a["prompt_id"], a["category"], a["sample"], a["prompt"], a["response"], b["response"])
         for a, b in zip(ours, theirs, strict=True)
     ]
 
@@ -107,66 +112,112 @@ def _key(row: dict[str, Any]) -> tuple[str, int]:
     return row["prompt_id"], row["sample"]
 
 
-def _judge(job: Job, facts: Facts, a_a: bool) -> Judge:
-    """The judge that the payload names. What it really used goes into `facts`, where that can differ."""
-    judge, criterion = job.payload["judge"], job.payload["criterion"]
-    settings = {key: value for key, value in judge.items() if key != "kind"}
-    if judge["kind"] == "gold":
-        return scalar.by_score(scalar.gold(criterion))
-    if judge["kind"] == "noisy":
-        return noisy(criterion, **settings)
-    if judge["kind"] == "llm":
-        from sacpo.judges.chat import chat
+def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
+    """The judge that the payload names.
 
-        return chat(job.payload, job.local, job.ledger, job.run, job.step_id, facts.effective, a_a)
-    if judge["kind"] == "reward_model":
-        score = scalar.reward_model(
-            job.local["path"],
-            revision=job.local["revision"],
-            sign=1 if judge["higher_is"] == "better" else -1,
-            template=judge["prompt_template"],
-            max_length=judge["max_length"],
-        )
-        return scalar.by_score(score, tie_margin=judge["tie_margin"])
-    score = scalar.reward_model(
-        job.parents["model"],
-        revision=None,
-        sign=1,
-        template=job.payload["prompt_template"],
-        max_length=job.payload["max_length"],
-    )
-    calibration = json.loads((job.parents["model"] / CALIBRATION).read_text())
-    return scalar.by_score(score, tie_margin=judge["tie_margin"], temperature=calibration["temperature"])
+    Args:
+        job: The job.
+        report: An LLM judge notes its effective settings there.
+        ask_equal: Whether a judge that costs calls is asked about two equal answers too; otherwise they are a tie.
+    """
+    payload: JudgePayload = job.payload
+    judge, criterion = payload.judge, payload.criterion
+    match judge:
+        case GoldJudge():
+            return scalar.by_score(scalar.gold(criterion))
+        case NoisyJudge():
+            return noisy(
+                criterion,
+                error=judge.error,
+                order_bias=judge.order_bias,
+                repeats=judge.repeats,
+                seed=judge.seed,
+            )
+        case LLMJudge():
+            from sacpo.judges.chat import chat  # imports openai
+
+            assert isinstance(payload.inputs, LLMInstructions)
+            return chat(
+                judge,
+                rubric=payload.inputs.rubric,
+                criterion=criterion,
+                ledger=job.store.ledger,
+                run=job.run,
+                writer=job.step.id,
+                report_stats=lambda stats: _report_calls(report, stats),
+                ask_equal=ask_equal,
+            )
+        case RewardModelJudge():
+            score = scalar.reward_model(
+                judge.path,
+                revision=judge.revision,
+                sign=1 if judge.higher_is == "better" else -1,
+                template=judge.prompt_template,
+                max_length=judge.max_length,
+            )
+            return scalar.by_score(score, tie_margin=judge.tie_margin)
+        case TrainedJudge():
+            assert isinstance(payload.inputs, TrainedModelFormat)
+            score = scalar.reward_model(
+                job.parents["model"],
+                revision=None,
+                sign=1,
+                template=payload.inputs.prompt_template,
+                max_length=payload.inputs.max_length,
+            )
+            return scalar.by_score(score, tie_margin=judge.tie_margin, temperature=_temperature(job))
+        case _:
+            assert_never(judge)
 
 
-def _write(job: Job, pairs: list[Pair], verdicts: list[Verdict], facts: Facts) -> None:
+def _report_calls(report: StepReport, stats: CallStats) -> None:
+    """Keep what an LLM judge's endpoint said about itself, and the calls that were made."""
+    values = asdict(stats) | {"models": sorted(stats.models), "fingerprints": sorted(stats.fingerprints)}
+    report.effective = JudgeEffective.model_validate(values)
+
+
+def _temperature(job: Job[Any]) -> float:
+    """The calibration temperature of a trained judge, from the record of its training."""
+    record = next(record for record in job.parent_records if record.step_id == job.step.parents["model"])
+    assert isinstance(record.metrics, TrainMetrics)
+    assert record.metrics.judge is not None, "reward models are measured on held-out pairs"
+    return record.metrics.judge.temperature
+
+
+def _write(job: Job[Any], pairs: list[AnswerPair], verdicts: list[Verdict]) -> JudgeMetrics:
+    """Write `verdicts.parquet`; returns its counts."""
     rows = []
     for verdict in verdicts:
         pair, row = pairs[verdict.pair], asdict(verdict)
         del row["pair"]
         rows.append({"prompt_id": pair.prompt_id, "category": pair.category, "sample": pair.sample, **row})
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), job.folder / part(VERDICTS, job.shard))
-    facts.metrics |= {
-        "verdicts": len(verdicts),
-        "calls": sum(v.attempts for v in verdicts if v.order != "none"),
-        "undecided": sum(v.outcome not in DECIDED for v in verdicts),
-        "prompt_tokens": sum(v.prompt_tokens for v in verdicts),
-        "completion_tokens": sum(v.completion_tokens for v in verdicts),
-    }
-    facts.ended = time.time()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), job.folder / shard_name(VERDICTS, job.shard))
+    return JudgeMetrics(
+        verdicts=len(verdicts),
+        calls=sum(v.attempts for v in verdicts if v.order != "none"),
+        undecided=sum(v.outcome not in SCORES for v in verdicts),
+        prompt_tokens=sum(v.prompt_tokens for v in verdicts),
+        completion_tokens=sum(v.completion_tokens for v in verdicts),
+    )
 
 
-def _even(verdicts: list[Verdict], pairs: list[Pair]) -> None:
-    """The A/A canary: what is the same must win half of the time."""
-    decided = [v for v in verdicts if v.outcome in DECIDED]
+def _check_even(verdicts: list[Verdict], pairs: list[AnswerPair]) -> None:
+    """The A/A canary: equal answers must win half of the time.
+
+    Raises:
+        StepError: no verdict was decided, or the win rate differs from 0.5 by more than chance explains.
+    """
+    decided = [v for v in verdicts if v.outcome in SCORES]
     if not decided:
-        raise StepError(f"no verdict of {len(verdicts)} was decided; the first said: {_excerpt(verdicts[0])}")
-    scores = [DECIDED[v.outcome] for v in decided]
-    rate = estimates(prompt_means(scores, [pairs[v.pair].prompt_id for v in decided])[1][:, None], _EVEN_CONFIDENCE)[0]
+        raise StepError(
+            f"none of {len(verdicts)} verdicts was decided; the judge's first reply was {_excerpt(verdicts[0])}"
+        )
+    means = prompt_means([SCORES[v.outcome] for v in decided], [pairs[v.pair].prompt_id for v in decided])[1]
+    rate = estimates(means[:, None], _A_A_CONFIDENCE)[0]
     if not rate.low <= 0.5 <= rate.high:
         raise StepError(
             f"the judge is not even-handed: the baseline against itself wins {rate.value:.3f} ({rate.low:.3f} to "
-            f"{rate.high:.3f} with {_EVEN_CONFIDENCE:.1%} confidence), not 0.5; {_ANYWAY}"
+            f"{rate.high:.3f} with {_A_A_CONFIDENCE:.1%} confidence), not 0.5; {_SKIP}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
 from sacpo.errors import StepError
 
@@ -34,7 +34,9 @@ def merged(first: Path, second: Path, q: float) -> Any:
         weights[name] = interpolate(a, b, q)
     config = AutoConfig.from_pretrained(first)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return architecture.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+    model = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype)
+    model.generation_config = GenerationConfig.from_pretrained(first)  # it names the tokens that end an answer
+    return model
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,9 +1,8 @@
-"""The `model` step: what training starts from, as a plain Hugging Face folder with its tokenizer."""
+"""The `model` step: the policy that training starts from, as a plain Hugging Face folder with its tokenizer."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,111 +16,116 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sacpo.data.pretrained import check_weights
 from sacpo.errors import StepError, first_line
-from sacpo.execution.job import Facts, Job
-from sacpo.steps.merge import merged
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import ModelPayload
+from sacpo.planning.records import ModelMetrics
+from sacpo.spaces.space import PretrainedModel, SyntheticModel
+from sacpo.steps.model_checks import check_prompt_format, check_vocabulary, end_token_ids
 from sacpo.synthetic.world import SENTENCES, SLOTS
 
 _SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def run(job: Job) -> Facts:
-    """Write the model and its tokenizer to the job's folder."""
-    if job.payload["kind"] == "synthetic":
-        tokenizer: PreTrainedTokenizerBase = world_tokenizer()
-        model: Any = _small_llama(job.payload, tokenizer)
+def run(job: Job[ModelPayload]) -> StepReport:
+    """Write the model and its tokenizer to the job's folder.
+
+    Raises:
+        StepError: no model or tokenizer can be loaded, or one of `sacpo.steps.model_checks` fails.
+    """
+    settings = job.payload.model
+    tokenizer: PreTrainedTokenizerBase
+    model: Any
+    if isinstance(settings, SyntheticModel):
+        tokenizer = world_tokenizer()
+        model = small_llama(settings, tokenizer)
+        ends = [tokenizer.eos_token_id]
     else:
-        model, tokenizer = _pretrained(job.payload, job.local["path"], job.local["revision"])
-    # Sampling settings that a vendor ships would otherwise quietly join the sweep's own generation settings.
+        model, tokenizer = _pretrained(settings)
+        ends = end_token_ids(model, tokenizer, settings.prompt_template, settings.path)
+    # The tokens that end an answer are kept. Sampling settings that a vendor ships are not: they would silently join
+    # the sweep's own generation settings.
     model.generation_config = type(model.generation_config)(
         bos_token_id=model.generation_config.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(job.folder)
     tokenizer.save_pretrained(job.folder)
-    return Facts(metrics={"parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)})
+    parameters = sum(p.numel() for p in model.parameters())
+    return StepReport(metrics=ModelMetrics(parameters=parameters, vocabulary=len(tokenizer)))
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
-    """The synthetic world's tokenizer: one token a sentence."""
+    """The synthetic world's tokenizer: one token per sentence."""
     words = [*_SPECIAL.values(), *SENTENCES]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?<=[.?!])\s+"), behavior="removed")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=len(SLOTS) + 8, **_SPECIAL)
 
 
-def _small_llama(payload: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    torch.manual_seed(payload["seed"])
-    width = payload["hidden_size"]
+def small_llama(settings: SyntheticModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """The synthetic world's model with its initial weights."""
+    torch.manual_seed(settings.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=payload["layers"],
-        num_attention_heads=payload["heads"],
-        num_key_value_heads=payload["heads"],
+        hidden_size=settings.hidden_size,
+        intermediate_size=2 * settings.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
         max_position_embeddings=32,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config).to(getattr(torch, payload["dtype"]))
+    return LlamaForCausalLM(config).to(getattr(torch, settings.dtype))
 
 
-def _pretrained(payload: dict[str, Any], path: str, revision: str | None) -> tuple[Any, PreTrainedTokenizerBase]:
-    extra = {"gguf_file": payload["gguf_file"]} if payload["gguf_file"] else {}
+def _pretrained(settings: PretrainedModel) -> tuple[Any, PreTrainedTokenizerBase]:
+    path, revision = settings.path, settings.revision or "main"
+    extra = {"gguf_file": settings.gguf_file} if settings.gguf_file else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", **extra)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **extra)
     except Exception as error:
         raise StepError(
             f"model.path {path}: no tokenizer can be loaded from it ({type(error).__name__}: {first_line(error)}); "
             "put the tokenizer's files beside the weights"
         ) from error
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, revision=revision or "main", dtype=getattr(torch, payload["dtype"]), **extra
+        dtype = getattr(torch, settings.dtype)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, revision=revision, dtype=dtype, output_loading_info=True, **extra
         )
         if extra:
-            model = _plain(model)
+            model = _without_quantization_config(model)
     except Exception as error:
         raise StepError(
             f"model.path {path}: no causal language model can be loaded from it "
             f"({type(error).__name__}: {first_line(error)})"
         ) from error
-    if payload["prompt_template"] == "chat" and not tokenizer.chat_template:
-        raise StepError(
-            f"model.prompt_template is `chat`, but the tokenizer of {path} has no chat template; "
-            "give a text with {prompt} in it, for example 'USER: {prompt} ASSISTANT:'"
-        )
-    if tokenizer.eos_token_id is None:
-        raise StepError(f"model.path {path}: the tokenizer has no end-of-sequence token, so no answer could end")
+    check_weights(info, f"model.path {path}")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        logging.getLogger(__name__).warning("no padding token: the end-of-sequence token pads")
+        logging.getLogger(__name__).warning("no padding token: the end-of-sequence token is used for padding")
+    tokenizer = with_pad_token(tokenizer)
+    check_vocabulary(model, tokenizer, path)
+    check_prompt_format(tokenizer, settings.prompt_template, path)
     return model, tokenizer
 
 
-def _plain(quantised: Any) -> Any:
-    """A model read from a GGUF file, dequantised, without the marks that keep it from being written as a plain one."""
+def with_pad_token(tokenizer: Any) -> Any:
+    """The tokenizer, padding with its end-of-sequence token if it has no padding token."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _without_quantization_config(quantised: Any) -> Any:
+    """A model that was dequantised from a GGUF file, without the marks that keep it from being saved as a plain one."""
     config = quantised.config
     del config.quantization_config
     model = type(quantised)(config).to(quantised.dtype)
     model.load_state_dict(quantised.state_dict())
     return model
-
-
-def load_policy(parents: dict[str, Path], q: float | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A policy and its tokenizer from the store, for answering: left padding, evaluation mode, on the device.
-
-    Args:
-        parents: The folder of `policy`, or those of `first` and `second`, which are averaged.
-        q: The second's weight in the average.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
-    model: Any
-    if q is None:
-        model = AutoModelForCausalLM.from_pretrained(parents["policy"], dtype="auto")
-    else:
-        model = merged(parents["first"], parents["second"], q)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer

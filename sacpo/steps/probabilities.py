@@ -1,4 +1,4 @@
-"""The `probabilities` step: what a policy gives to every answer of the synthetic world, exactly."""
+"""The `probabilities` step: a policy's exact probability of every answer of the synthetic world."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import torch
 from safetensors.numpy import save_file
 
 from sacpo.execution.artifacts import PROBABILITIES
-from sacpo.execution.job import Facts, Job
-from sacpo.steps.model import load_policy
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import ProbabilitiesPayload
+from sacpo.steps.policies import load_policy
 from sacpo.synthetic.world import ANSWERS, PROMPTS, SLOTS, Array
 
 
-def run(job: Job) -> Facts:
+def run(job: Job[ProbabilitiesPayload]) -> StepReport:
     """Write the probabilities, float64 of shape (prompts, answers), in the order of `PROMPTS` and `ANSWERS`."""
-    facts = Facts()
-    model, tokenizer = load_policy(job.parents, job.payload.get("q"))
-    facts.first_update_at = time.time()
+    report = StepReport()
+    model, tokenizer = load_policy(job.parents, job.payload.q)
+    report.first_update_at = time.time()
     save_file({"probabilities": answer_probabilities(model, tokenizer)}, job.folder / PROBABILITIES)
-    return facts
+    return report
 
 
 @torch.no_grad()
 def answer_probabilities(model: Any, tokenizer: Any) -> Array:
-    """Probability of every answer, its end included; shape (prompts, answers)."""
+    """Probability of every answer, its end-of-sequence token included; shape (prompts, answers)."""
     ids = [[tokenizer.convert_tokens_to_ids(text) for text in slot] for slot in SLOTS]
     answers = torch.tensor([[ids[i][k] for i, k in enumerate(answer)] + [tokenizer.eos_token_id] for answer in ANSWERS])
     rows = []

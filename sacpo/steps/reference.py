@@ -1,9 +1,10 @@
 """The `reference` step: a policy's log-probabilities of a preference set's completions, computed once.
 
-A DPO or KTO stage compares the policy that it trains with the one that it started from. What the latter gives to an
-example never changes, so it is stored here for every KL parameter, seed and epoch, and no reference model is loaded
-where the stage trains. KTO estimates its KL term on completions of other prompts; each example has one partner for
-that, the same in every epoch and for every seed, so that these too can be stored.
+A DPO or KTO stage compares the policy that it trains with the policy that it started from. The latter's
+log-probabilities never change, so they are stored here for every KL parameter, seed and epoch, and no reference model
+is loaded where the stage trains (TRL's `precompute_ref_log_probs` computes the same in every stage). KTO estimates its
+KL term on completions of other prompts. Each example is paired with one such completion, the same in every epoch and
+for every seed, so that these log-probabilities can be stored too.
 """
 
 from __future__ import annotations
@@ -16,51 +17,55 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sacpo.execution.artifacts import EXAMPLES, REFERENCE, part
-from sacpo.execution.job import Facts, Job
-from sacpo.steps.model import load_policy
+from sacpo.data.batching import batches_by_length
+from sacpo.execution.artifacts import EXAMPLES, REFERENCE, shard_name
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import ReferencePayload
+from sacpo.planning.records import ReferenceMetrics
+from sacpo.steps.policies import load_policy
 
 
-def run(job: Job) -> Facts:
-    """Write one row an example, in the order of the data step's examples.
+def run(job: Job[ReferencePayload]) -> StepReport:
+    """Write one row per example, in the order of the data step's examples.
 
     Columns: `example` (row number), and for pairs `ref_chosen_logps` and `ref_rejected_logps`; for labelled examples
     `ref_logps`, `partner` (row number of the example whose completion the KL term takes) and `ref_KL_logps`. All are
     sums over the completion's tokens, in nats.
     """
-    facts = Facts(devices=1)
-    rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
+    report = StepReport(devices=1)
+    examples = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
     index, count = job.shard
-    mine = range(len(rows) * index // count, len(rows) * (index + 1) // count)
-    columns: dict[str, Any] = {"example": list(mine)}
-    if job.payload["shape"] == "pairs":
-        wanted = {"ref_chosen_logps": [rows[i]["chosen_ids"] for i in mine]}
-        wanted["ref_rejected_logps"] = [rows[i]["rejected_ids"] for i in mine]
+    numbers = range(len(examples) * index // count, len(examples) * (index + 1) // count)
+    columns: dict[str, Any] = {"example": list(numbers)}
+    if job.payload.shape == "pairs":
+        completions = {"ref_chosen_logps": [examples[i]["chosen_ids"] for i in numbers]}
+        completions["ref_rejected_logps"] = [examples[i]["rejected_ids"] for i in numbers]
     else:
-        partners = kl_partners([row["prompt_ids"] for row in rows])
-        columns["partner"] = [partners[i] for i in mine]
-        wanted = {"ref_logps": [rows[i]["completion_ids"] for i in mine]}
-        wanted["ref_KL_logps"] = [rows[partners[i]]["completion_ids"] for i in mine]
+        partners = kl_partners([row["prompt_ids"] for row in examples])
+        columns["partner"] = [partners[i] for i in numbers]
+        completions = {"ref_logps": [examples[i]["completion_ids"] for i in numbers]}
+        completions["ref_KL_logps"] = [examples[partners[i]]["completion_ids"] for i in numbers]
     sequences = [
-        (rows[i]["prompt_ids"], completion)
-        for completions in wanted.values()
-        for i, completion in zip(mine, completions, strict=True)
+        (examples[i]["prompt_ids"], completion)
+        for column in completions.values()
+        for i, completion in zip(numbers, column, strict=True)
     ]
     model, tokenizer = load_policy(job.parents)
-    facts.first_update_at = time.time()
-    found, slots = log_probabilities(
-        model, sequences, job.resources["per_device_batch"], tokenizer.pad_token_id, job.payload["max_length"]
+    report.first_update_at = time.time()
+    logps, computed_tokens = log_probabilities(
+        model, sequences, job.resources.per_device_batch, tokenizer.pad_token_id, job.payload.max_length
     )
-    for k, name in enumerate(wanted):
-        columns[name] = pa.array(found[k * len(mine) : (k + 1) * len(mine)], pa.float32())
-    pq.write_table(pa.table(columns), job.folder / part(REFERENCE, job.shard))
-    tokens = sum(min(len(prompt) + len(completion), job.payload["max_length"]) for prompt, completion in sequences)
-    facts.metrics = {"examples": len(mine), "tokens": tokens, "padding": slots - tokens}
-    return facts
+    for k, name in enumerate(completions):
+        columns[name] = pa.array(logps[k * len(numbers) : (k + 1) * len(numbers)], pa.float32())
+    pq.write_table(pa.table(columns), job.folder / shard_name(REFERENCE, job.shard))
+    tokens = sum(min(len(prompt) + len(completion), job.payload.max_length) for prompt, completion in sequences)
+    report.metrics = ReferenceMetrics(examples=len(numbers), tokens=tokens, padding=computed_tokens - tokens)
+    return report
 
 
 def kl_partners(prompts: list[list[int]]) -> list[int]:
-    """For each example another one with another prompt, each example being partner once as far as prompts allow."""
+    """For each example another example with another prompt; each is a partner once as far as prompts allow."""
     order = np.random.default_rng(0).permutation(len(prompts)).tolist()
     partners = [0] * len(prompts)
     for k, i in enumerate(order):
@@ -79,26 +84,26 @@ def log_probabilities(
         model: A causal language model.
         sequences: (prompt ids, completion ids).
         batch_size: Sequences in one forward pass.
-        pad: Id that fills rows up.
-        max_length: Tokens of a sequence; what is beyond is cut, as TRL's collators do (KTO's partners may be longer).
+        pad: Id of the padding token.
+        max_length: Tokens of a sequence; longer ones are cut, as TRL's collators do (KTO's partners may be longer).
 
     Returns:
-        Sums over the completions' tokens in nats, in the given order, and how many token places were computed.
+        Sums over the completions' tokens in nats, in the given order, and the number of tokens that were computed,
+        padding included.
     """
-    results, slots = [0.0] * len(sequences), 0
-    queue = sorted(range(len(sequences)), key=lambda i: -len(sequences[i][0]) - len(sequences[i][1]))
-    for start in range(0, len(queue), batch_size):
-        batch = queue[start : start + batch_size]
+    results, computed_tokens = [0.0] * len(sequences), 0
+    for batch in batches_by_length([len(prompt) + len(answer) for prompt, answer in sequences], batch_size):
         rows = [(sequences[i][0] + sequences[i][1])[:max_length] for i in batch]
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
-        places = torch.arange(width, device=model.device)
+        positions = torch.arange(width, device=model.device)
         lengths = torch.tensor([len(row) for row in rows], device=model.device)[:, None]
-        begins = torch.tensor([len(sequences[i][0]) for i in batch], device=model.device)[:, None]
-        logits = model(input_ids=ids, attention_mask=(places < lengths).long(), use_cache=False).logits[:, :-1].float()
-        chosen = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-        completion = (places >= begins) & (places < lengths)
-        for i, value in zip(batch, (chosen * completion[:, 1:]).sum(1).tolist(), strict=True):
+        starts = torch.tensor([len(sequences[i][0]) for i in batch], device=model.device)[:, None]
+        mask = (positions < lengths).long()
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        token_logps = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
+        completion = (positions >= starts) & (positions < lengths)
+        for i, value in zip(batch, (token_logps * completion[:, 1:]).sum(1).tolist(), strict=True):
             results[i] = value
-        slots += ids.numel()
-    return results, slots
+        computed_tokens += ids.numel()
+    return results, computed_tokens

@@ -1,49 +1,63 @@
-"""The `train` step: one loop for `sft`, `dpo`, `kto` and `reward` on TRL's trainers, the same on every worker.
+"""The `train` step: one loop for all methods on TRL's trainers, the same on every worker.
 
-The parent policy is where a stage starts and, for `dpo` and `kto`, also its reference; the KL parameter is beta for a
-chain's first stage and beta/lambda after it (paper, Theorem 1). Ray and DeepSpeed are not known here: `sacpo.cluster`
-sets the processes up and hands the sharding configuration and the checkpoint callback in.
+The parent policy is where a stage starts and, for methods with a reference, also its reference policy. The KL parameter
+is beta in a chain's first stage and beta/lambda after it (paper, Theorem 1). This module knows neither Ray nor
+DeepSpeed: `sacpo.cluster.trainer` sets the processes up and passes the ZeRO-3 configuration and the checkpoint callback
+in a `WorkerContext`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import CALIBRATION, EXAMPLES, HELD_OUT, HISTORY, REFERENCE
-from sacpo.execution.job import Facts, Job
+from sacpo.execution.artifacts import HELD_OUT, HISTORY
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import (
+    AnyTrainPayload,
+    DPOPayload,
+    KTOPayload,
+    RewardPayload,
+    SFTPayload,
+    kl_parameter,
+)
+from sacpo.planning.records import JudgeAccuracy, TrainMetrics
 from sacpo.steps.batch import Batch
-from sacpo.steps.throughput import Counters
+from sacpo.steps.checkpoints import LocalCheckpoints
+from sacpo.steps.course import Course
+from sacpo.steps.divergence import DivergenceGuard
+from sacpo.steps.effective import BuiltStage, effective_training
+from sacpo.steps.examples import Examples, load_examples
+from sacpo.steps.throughput import ThroughputCounter
 from sacpo.steps.trainers import TRAINERS
-
-_DIVERGED = 10.0  # a loss so many times its first value (at least ln 2) has diverged
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where this worker stands in its group.
+    """A worker's place in its group.
 
     Attributes:
         world_size: Workers of the group.
-        rank: This worker's number.
-        deepspeed: DeepSpeed's configuration, or none for plain data parallel training.
-        resume_from: Folder of a checkpoint to go on from.
-        on_checkpoint: Called on every worker with its checkpoint folder and the update count.
+        rank: Number of this worker.
+        deepspeed: DeepSpeed's configuration; None for plain data-parallel training.
+        resume_from: Folder of a checkpoint to continue from.
+        on_checkpoint: Called on every worker with its checkpoint folder and the number of updates.
         workdir: This worker's own folder for checkpoints.
-        leaving: Asked on every worker after every update: whether a checkpoint is due, as a machine is about to go.
+        is_preempted: Asked on every worker after every update: whether a checkpoint is due since a machine is about to
+            be taken away.
     """
 
     world_size: int
@@ -52,10 +66,29 @@ class WorkerContext:
     resume_from: Path | None
     on_checkpoint: Callable[[Path, int], None]
     workdir: Path
-    leaving: Callable[[], bool] = lambda: False
+    is_preempted: Callable[[], bool] = lambda: False
 
 
-def run(job: Job, placement: WorkerContext, facts: Facts) -> Facts:
+def run_alone(job: Job[AnyTrainPayload]) -> StepReport:
+    """Train one stage in the calling process: one worker, no sharding. Resumes from a checkpoint in the store.
+
+    Raises:
+        StepError: as `run`.
+    """
+    report = StepReport(devices=1)
+    with LocalCheckpoints(job) as checkpoints:
+        context = WorkerContext(
+            world_size=1,
+            rank=0,
+            deepspeed=None,
+            resume_from=checkpoints.latest(),
+            on_checkpoint=checkpoints.keep,
+            workdir=checkpoints.workdir,
+        )
+        return run(job, context, report)
+
+
+def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -> StepReport:
     """Train one stage and, on the first worker, write the policy to the job's folder.
 
     Raises:
@@ -63,146 +96,106 @@ def run(job: Job, placement: WorkerContext, facts: Facts) -> Facts:
             examples than one batch.
     """
     payload = job.payload
-    torch.set_num_threads(job.resources["cpus_per_worker"])
+    torch.set_num_threads(job.resources.cpus_per_worker)
     tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
-    rows, order, used = _examples(job)
-    batch = Batch.of(payload, job.resources, placement.world_size)
-    steps = payload["settings"]["epochs"] * (used // batch.total)
-    trainer_class, config_class = TRAINERS[payload["method"]]
-    arguments = config_class(**_arguments(job, placement, batch, steps, rows))
-    watch = DivergenceGuard(placement, facts, steps)
+    examples = load_examples(job)
+    batch = Batch.of(payload, job.resources, context.world_size)
+    updates = payload.settings.epochs * (len(examples.rows) // batch.total)
+    trainer_class, config_class = TRAINERS[payload.method]
+    guard = DivergenceGuard(report, updates, context)
     trainer = trainer_class(
         model=str(job.parents["policy"]),
-        args=arguments,
-        train_dataset=rows,
+        args=config_class(**_arguments(job, context, batch, updates, examples)),
+        train_dataset=examples.rows,
         processing_class=tokenizer,
-        callbacks=[watch],
+        callbacks=[guard],
     )
-    trainer.counters, trainer.order = Counters(), order
-    facts.ready("trainer")
-    if trainer.args.world_size != placement.world_size:
-        raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {placement.world_size}")
-    facts.effective = _effective(trainer, payload, batch, used, placement)
-    trainer.train(resume_from_checkpoint=str(placement.resume_from) if placement.resume_from else None)
-    facts.effective |= _engine(trainer, payload, placement)
-    if trainer.state.global_step != steps:
-        raise StepError(f"training ended after {trainer.state.global_step} of {steps} updates")
-    facts.metrics |= _metrics(trainer.state.log_history, steps, used, placement)
-    facts.metrics |= trainer.counters.metrics(trainer, batch.total) | {"start_seconds": facts.start_seconds()}
-    if payload["kl_parameter"] is not None:
-        facts.metrics["reference_max_difference"] = trainer.reference_difference
-    if payload["method"] == "reward":
-        facts.metrics |= _held_out(trainer, job, placement)
+    trainer.counter, trainer.order = ThroughputCounter(), examples.order
+    report.end_start_part("trainer")
+    if trainer.args.world_size != context.world_size:
+        raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {context.world_size}")
+    stage = BuiltStage(trainer, updates, len(examples.rows), examples.order)
+    report.effective = effective_training(stage, payload, batch, zero_stage=3 if context.deepspeed else 0)
+    trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
+    if context.deepspeed:
+        _check_engine(trainer, batch)
+    if trainer.state.global_step != updates:
+        raise StepError(f"training ended after {trainer.state.global_step} of {updates} updates")
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    report.metrics = TrainMetrics(
+        **vars(Course.of(history, payload)),
+        updates=updates,
+        examples_per_epoch=len(examples.rows),
+        resumed=context.resume_from is not None,
+        start_seconds=report.start_seconds(),
+        reference_max_difference=trainer.reference_difference if kl_parameter(payload) is not None else None,
+        throughput=trainer.counter.metrics(trainer, batch.total),
+        judge=_accuracy(trainer, job) if isinstance(payload, RewardPayload) else None,
+    )
     trainer.save_model(str(job.folder))
-    if placement.rank == 0:
+    if context.rank == 0:
         (job.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record holds the settings
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
+        # The trainer aligns it with the tokenizer; the list of tokens that end an answer must stay the base model's.
+        shutil.copyfile(job.parents["policy"] / GENERATION_CONFIG_NAME, job.folder / GENERATION_CONFIG_NAME)
         (job.folder / HISTORY).write_text(json.dumps(history))
-    return facts
+    return report
 
 
-def _examples(job: Job) -> tuple[Dataset, list[int], int]:
-    """The examples, the order in which those of all epochs are taken, and how many of one epoch are used.
-
-    Each epoch is shuffled by the step's seed; a rest that fills no whole batch is left out. An update's examples thus
-    depend neither on the number of workers nor on where a stage was resumed. Within an update they are ordered by
-    length, so that those of a forward pass need little padding, which changes no sum over the update. KTO's KL term is
-    a mean over the forward pass: its examples stay as they fall.
-    """
-    payload, settings = job.payload, job.payload["settings"]
-    rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
-    if "reference" in job.parents:
-        rows = _with_reference(job, rows)
-    batch = settings["batch_size"]
-    used = len(rows) - len(rows) % batch
-    if used == 0:
-        raise StepError(
-            f"training.{payload['method']}.batch_size is {batch}, but there are {len(rows)} examples; "
-            "give more examples or a smaller batch"
-        )
-    random = np.random.default_rng([payload["seed"], 3])
-    rows = [rows[i] for i in sorted(random.permutation(len(rows))[:used])]
-    if payload["method"] == "reward":
-        rows = whole_pairs(rows)
-    order = np.concatenate([random.permutation(used) for _ in range(settings["epochs"])])
-    if payload["method"] != "kto":
-        order = by_length(order, [sum(len(v) for v in row.values() if isinstance(v, list)) for row in rows], batch)
-    return Dataset.from_list(rows), order.tolist(), used
-
-
-def by_length(order: np.ndarray, lengths: list[int], batch: int) -> np.ndarray:
-    """The same examples in every batch, within it the longest first."""
-    batches = order.reshape(-1, batch)
-    descending = np.argsort(-np.asarray(lengths)[batches], axis=1, kind="stable")
-    return np.asarray(np.take_along_axis(batches, descending, axis=1).reshape(-1))
-
-
-def _with_reference(job: Job, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put the bank's columns beside the examples; a live reference takes only KTO's partners from it."""
-    bank = pq.read_table(job.parents["reference"] / REFERENCE).to_pylist()
-    if [row["example"] for row in bank] != list(range(len(rows))):
-        raise StepError(f"the reference's log-probabilities are of {len(bank)} examples, the data of {len(rows)}")
-    if "partner" in bank[0]:
-        rows = [
-            row | {"KL_completion_ids": rows[b["partner"]]["completion_ids"]} for row, b in zip(rows, bank, strict=True)
-        ]
-    if job.resources["reference"] == "live":
-        return rows
-    names = [name for name in bank[0] if name.startswith("ref_")]
-    return [row | {name: b[name] for name in names} for row, b in zip(rows, bank, strict=True)]
-
-
-def _arguments(job: Job, placement: WorkerContext, batch: Batch, steps: int, rows: Dataset) -> dict[str, Any]:
+def _arguments(
+    job: Job[AnyTrainPayload], context: WorkerContext, batch: Batch, updates: int, examples: Examples
+) -> dict[str, Any]:
     """The arguments of TRL's configuration class for this stage."""
-    payload, settings = job.payload, job.payload["settings"]
-    cuda = torch.cuda.is_available()
-    checkpoint_steps = job.resources["checkpoint_steps"]
+    payload, settings = job.payload, job.payload.settings
+    checkpoint_steps = job.resources.checkpoint_steps
     arguments: dict[str, Any] = {
-        "output_dir": str(placement.workdir),
-        "learning_rate": settings["learning_rate"],
-        "num_train_epochs": 1,  # the epochs are laid one after the other, in their order
+        "output_dir": str(context.workdir),
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": 1,  # the examples of all epochs follow one another in `order`
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
-        "lr_scheduler_type": settings["lr_scheduler"],
-        "warmup_steps": math.ceil(settings["warmup_ratio"] * steps),
-        "weight_decay": settings["weight_decay"],
-        "max_grad_norm": settings["max_grad_norm"],
-        "adam_epsilon": settings["adam_epsilon"],
+        "lr_scheduler_type": settings.lr_scheduler,
+        "warmup_steps": math.ceil(settings.warmup_ratio * updates),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "adam_epsilon": settings.adam_epsilon,
         "optim": "adamw_torch",
-        "gradient_checkpointing": settings["gradient_checkpointing"],
-        "seed": payload["seed"],
-        "data_seed": payload["seed"],
-        "max_length": payload["max_length"],
-        "model_init_kwargs": {"dtype": payload["dtype"]},
-        "bf16": payload["dtype"] == "bfloat16",
-        "use_cpu": not cuda,
-        "deepspeed": placement.deepspeed,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "seed": payload.seed,
+        "data_seed": payload.seed,
+        "max_length": payload.max_length,
+        "model_init_kwargs": {"dtype": payload.dtype},
+        "bf16": payload.dtype == "bfloat16",
+        "use_cpu": not torch.cuda.is_available(),
+        "deepspeed": context.deepspeed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
-        "save_strategy": "steps" if steps > checkpoint_steps else "no",
+        "logging_nan_inf_filter": False,  # a loss that is not finite must be seen
+        "save_strategy": "steps" if updates > checkpoint_steps else "no",
         "save_steps": checkpoint_steps,
         "save_total_limit": 1,
         "report_to": [],
         "disable_tqdm": True,
     }
-    if payload["kl_parameter"] is not None:
-        arguments["precompute_ref_log_probs"] = job.resources["reference"] == "bank"
-    if payload["method"] == "sft":
-        arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
-    elif payload["method"] == "dpo":
-        arguments |= {
-            "beta": payload["kl_parameter"],
-            "loss_type": [settings["loss"]],
-            "label_smoothing": settings["label_smoothing"],
-        }
-    elif payload["method"] == "kto":
-        desirable, undesirable = class_weights(rows["label"])
-        arguments |= {
-            "beta": payload["kl_parameter"],
-            "loss_type": settings["loss"],
-            "desirable_weight": desirable,
-            "undesirable_weight": undesirable,
-        }
+    match payload:
+        case SFTPayload():
+            arguments["dataset_kwargs"] = {"skip_prepare_dataset": True}
+        case DPOPayload():
+            arguments |= {
+                "beta": payload.kl_parameter,
+                "loss_type": [payload.settings.loss],
+                "label_smoothing": payload.settings.label_smoothing,
+                "precompute_ref_log_probs": job.resources.reference == "precomputed",
+            }
+        case KTOPayload():
+            desirable, undesirable = class_weights(examples.rows["label"])
+            arguments |= {
+                "beta": payload.kl_parameter,
+                "loss_type": payload.settings.loss,
+                "desirable_weight": desirable,
+                "undesirable_weight": undesirable,
+                "precompute_ref_log_probs": job.resources.reference == "precomputed",
+            }
+        case RewardPayload():
+            pass  # has no arguments of its own
     return arguments
 
 
@@ -219,141 +212,40 @@ def class_weights(labels: list[bool]) -> tuple[float, float]:
     undesirable = len(labels) - desirable
     if not desirable or not undesirable:
         raise StepError(
-            f"KTO needs both kinds of examples; here are {desirable} desirable and {undesirable} undesirable"
+            f"KTO needs both kinds of examples; there are {desirable} desirable and {undesirable} undesirable ones"
         )
     return max(1.0, undesirable / desirable), max(1.0, desirable / undesirable)
 
 
-class DivergenceGuard(TrainerCallback):  # type: ignore[misc]
-    """Refuses a loss or gradient that is no number, and a loss that has diverged, and hands checkpoints on."""
-
-    def __init__(self, placement: WorkerContext, facts: Facts, steps: int) -> None:
-        self.placement, self.facts, self.steps = placement, facts, steps
-        self.first_loss: float | None = None
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.facts.first_update_at is None:
-            self.facts.ready("engine")
-            self.facts.first_update_at = self.facts.readied[-1][1]
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm") or 0.0
-        if loss is None:
-            return
-        if self.first_loss is None:
-            self.first_loss = loss
-        limit = _DIVERGED * max(abs(self.first_loss), math.log(2))
-        if not math.isfinite(loss) or not math.isfinite(norm) or loss > limit:
-            raise StepError(
-                f"diverged at update {state.global_step} of {self.steps}: the loss is {loss:g} (first "
-                f"{self.first_loss:g}, limit {limit:g}), its gradient's norm {norm:g}; try a smaller learning_rate or "
-                "max_grad_norm"
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.placement.leaving():
-            control.should_save = True
-        if state.global_step >= self.steps:
-            control.should_save = False  # the policy itself is written next
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.placement.on_checkpoint(self.placement.workdir / f"checkpoint-{state.global_step}", state.global_step)
-
-
-def _effective(
-    trainer: Any, payload: dict[str, Any], batch: Batch, used: int, placement: WorkerContext
-) -> dict[str, Any]:
-    """The settings as the built trainer holds them.
-
-    Raises:
-        StepError: one differs from what was requested.
-    """
-    args, settings = trainer.args, payload["settings"]
-    effective: dict[str, Any] = {
-        "learning_rate": args.learning_rate,
-        "batch_size": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "lr_scheduler": str(args.lr_scheduler_type.value),
-        "weight_decay": args.weight_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "adam_epsilon": args.adam_epsilon,
-        "gradient_checkpointing": args.gradient_checkpointing,
-    }
-    effective["epochs"] = len(trainer.order) // used
-    wanted = {key: settings[key] for key in effective}
-    if payload["kl_parameter"] is not None:
-        effective["kl_parameter"] = trainer.beta
-        wanted["kl_parameter"] = payload["kl_parameter"]
-    if payload["method"] in ("dpo", "kto"):
-        loss = trainer.loss_types[0] if payload["method"] == "dpo" else trainer.loss_type
-        effective["loss"], wanted["loss"] = loss, settings["loss"]
-    effective["seed"], wanted["seed"] = args.seed, payload["seed"]
-    effective["zero_stage"] = trainer.accelerator.state.deepspeed_plugin.zero_stage if placement.deepspeed else 0
-    wanted["zero_stage"] = 3 if placement.deepspeed else 0
-    different = {key: (wanted[key], effective[key]) for key in wanted if wanted[key] != effective[key]}
-    if different:
-        raise StepError(f"settings without effect (requested, effective): {different}")
-    return {
-        **effective,
-        "dtype": str(trainer.model.dtype),
-        "per_device_batch": batch.per_device,
-        "accumulation": batch.accumulation,
-        "world_size": args.world_size,
-    }
-
-
-def _engine(trainer: Any, payload: dict[str, Any], placement: WorkerContext) -> dict[str, Any]:
-    """What DeepSpeed's engine says of itself after training.
-
-    Raises:
-        StepError: it did not shard the parameters, or its batch is not the requested one.
-    """
-    if not placement.deepspeed:
-        return {}
+def _check_engine(trainer: Any, batch: Batch) -> None:
+    """Raises StepError if DeepSpeed's engine did not shard the parameters, or trained with another batch size."""
     engine = trainer.model_wrapped
-    stage, batch = engine.zero_optimization_stage(), engine.train_batch_size()
-    forward = payload["settings"]["batch_size"]
-    if stage != 3 or batch != forward:
-        raise StepError(f"DeepSpeed ran ZeRO stage {stage} with batches of {batch}; requested were 3 and {forward}")
-    return {"engine_zero_stage": stage, "engine_batch_size": batch}
+    stage, size = engine.zero_optimization_stage(), engine.train_batch_size()
+    if stage != 3 or size != batch.total:
+        raise StepError(f"DeepSpeed ran ZeRO stage {stage} with batches of {size}; requested were 3 and {batch.total}")
 
 
-def _metrics(history: list[dict[str, Any]], steps: int, used: int, placement: WorkerContext) -> dict[str, Any]:
-    losses = [entry["loss"] for entry in history if "loss" in entry]
-    return {
-        "updates": steps,
-        "examples_per_epoch": used,
-        "first_loss": losses[0],
-        "final_loss": float(np.mean(losses[-max(1, len(losses) // 20) :])),
-        "resumed": placement.resume_from is not None,
-    }
+def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
+    """How often the reward model prefers the chosen answer of a held-out pair (ties count half), and its calibration."""
+    from sacpo.statistics.calibration import calibrate  # imports scipy, which other stages start faster without
 
-
-def _held_out(trainer: Any, job: Job, placement: WorkerContext) -> dict[str, Any]:
-    """How often the reward model prefers the chosen of a held-out pair (ties count half), and how sure it should be."""
-    from sacpo.statistics.calibration import calibrate  # brings scipy, which other stages start faster without
-
-    rows = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
-    if not rows:
+    pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
+    if not pairs:
         raise StepError("no pair is held out for the judge; raise its held_out_fraction, or give it more pairs")
-    margins = []
     trainer.model.eval()
-    for row in rows:
-        with torch.no_grad():
-            chosen, rejected = (
-                float(
-                    trainer.model_wrapped(input_ids=torch.tensor([row[key]], device=trainer.args.device)).logits[0, 0]
-                )
-                for key in ("chosen_ids", "rejected_ids")
-            )
-        margins.append(chosen - rejected)
-    calibration = asdict(calibrate(margins))
-    if placement.rank == 0:
-        (job.folder / CALIBRATION).write_text(json.dumps(calibration))
-    accuracy = sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(rows)
-    return {"held_out_pairs": len(rows), "held_out_accuracy": accuracy, "calibration": calibration}
 
+    @torch.no_grad()
+    def score(ids: list[int]) -> float:
+        inputs = torch.tensor([ids], device=trainer.args.device)
+        return float(trainer.model_wrapped(input_ids=inputs).logits[0, 0])
 
-def quiet() -> None:
-    """Settings of the libraries that make no sense in a worker: no telemetry, no tokenizer threads."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    margins = [score(pair["chosen_ids"]) - score(pair["rejected_ids"]) for pair in pairs]
+    calibration = calibrate(margins)
+    return JudgeAccuracy(
+        held_out_pairs=len(pairs),
+        held_out_accuracy=sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(pairs),
+        temperature=calibration.temperature,
+        calibration_error=calibration.error,
+        calibration_error_before=calibration.error_before,
+        reliability=tuple((part.probability, part.share, part.n) for part in calibration.bins),
+    )

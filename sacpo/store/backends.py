@@ -1,57 +1,70 @@
-"""Small files under one root, a folder's or a bucket's, behind the same few operations.
+"""Small files under one root, a folder or a prefix of a bucket, with the same operations for both.
 
-Keys have slashes and no leading one. Both kinds give what `sacpo.store.step_store` builds on: a reader sees a file whole or not at
-all, and of several that create the same file exactly one is told that it did.
+Keys are relative paths with slashes, such as `steps/ID/record.json`. Both backends guarantee two properties that
+`sacpo.store.step_store` relies on: a reader sees a whole file or none, and if several writers create the same file,
+exactly one of them succeeds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from sacpo.errors import StoreError
+from sacpo.store.s3_errors import is_transient, reason_and_way_out
 
-PATIENCE_S = 180.0  # how long a bucket that has answered before is waited for
-_AT_FIRST_S = 5.0  # the same of one that has not: it may be misspelt
-_OPTIONS = ("endpoint_override", "region", "scheme")  # of an s3:// URI, under the names that pyarrow gives them too
+PATIENCE_S = 180.0
+"""Seconds for which a request to a bucket is repeated, once the bucket has answered a request of this process."""
+FIRST_CONTACT_PATIENCE_S = 5.0
+"""The same while the bucket has never answered: its URI may be misspelt, so the user should hear of it soon."""
+_OPTIONS = ("endpoint_override", "region", "scheme")  # options of an s3:// URI; pyarrow uses the same names
 
 T = TypeVar("T")
 
 
-class Folder:
-    """Files on a local path or a shared mount."""
+class LocalBackend:
+    """Files in a folder, on a local disk or on a shared mount."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.uri = root, str(root)
 
-    def below(self, name: str) -> str:
-        """URI of a folder in this one."""
+    def child_uri(self, name: str) -> str:
+        """Path of a folder inside this one."""
         return str(self.root / name)
 
     def read(self, key: str) -> bytes | None:
-        """A file's content; none if it is not there."""
+        """Content of a file; None if it does not exist."""
         try:
             return (self.root / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, key: str, content: bytes) -> None:
-        """Replace a file, or make it."""
-        with self._beside(self.root / key, content) as temporary:
+        """Create or replace a file.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._temporary_file(self.root / key, content) as temporary:
             os.replace(temporary, self.root / key)
 
     def create(self, key: str, content: bytes) -> bool:
-        """Make a file with its whole content, unless it is there: link() is atomic and refuses on NFS too."""
-        with self._beside(self.root / key, content) as temporary:
+        """Create a file with its whole content; returns False, and changes nothing, if it exists.
+
+        `link()` is atomic and refuses an existing name, on NFS too.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self._temporary_file(self.root / key, content) as temporary:
             try:
                 os.link(temporary, self.root / key)
             except FileExistsError:
@@ -59,7 +72,8 @@ class Folder:
         return True
 
     @contextlib.contextmanager
-    def _beside(self, path: Path, content: bytes) -> Any:
+    def _temporary_file(self, path: Path, content: bytes) -> Iterator[Path]:
+        """A file with this content in the folder of `path`, removed afterwards."""
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,30 +85,30 @@ class Folder:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
-    def names(self, folder: str) -> list[str]:
-        """What a folder holds, sorted; half-written files left out."""
+    def list_names(self, folder: str) -> list[str]:
+        """Names of the files and folders in a folder, sorted. Temporary files are left out."""
         try:
             return sorted(name for name in os.listdir(self.root / folder) if not name.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def age(self, key: str) -> float | None:
-        """Seconds since a file was last written, by this host's clock; none if it is not there."""
+        """Seconds since a file was last written, by this host's clock; None if it does not exist."""
         try:
             return time.time() - (self.root / key).stat().st_mtime
         except FileNotFoundError:
             return None
 
-    def move(self, key: str, new: str) -> bool:
-        """Rename a file; whether it was there."""
+    def move(self, key: str, new_key: str) -> bool:
+        """Rename a file; returns False if it does not exist."""
         try:
-            os.rename(self.root / key, self.root / new)
+            os.rename(self.root / key, self.root / new_key)
         except FileNotFoundError:
             return False
         return True
 
     def remove(self, key: str) -> None:
-        """Remove a file, or a folder with all that it holds."""
+        """Remove a file, or a folder with its content."""
         path = self.root / key
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -102,37 +116,45 @@ class Folder:
             path.unlink(missing_ok=True)
 
 
-class Bucket:
-    """Files in a bucket of S3, or of a service that speaks as it does and knows `If-None-Match`.
+class S3Backend:
+    """Objects under a prefix of an S3 bucket, or of a compatible service that supports `If-None-Match`.
+
+    A request that fails for a transient reason is repeated for `PATIENCE_S` seconds. Afterwards, or if the reason is
+    not transient, every method raises StoreError.
 
     Args:
-        uri: `s3://BUCKET/PREFIX`, and after a `?` any of endpoint_override (a URL), scheme and region, as pyarrow
-            writes them. Keys come from where boto3 looks for them: environment, instance role, ~/.aws.
-        known: Whether it is known to be there.
+        uri: `s3://BUCKET/PREFIX`, optionally with a query of `endpoint_override` (a URL), `scheme` and `region`, in the
+            form of pyarrow's URIs. Credentials are taken from boto3's sources: environment, instance role, ~/.aws.
+        has_answered: Whether the bucket has answered a request before.
 
     Raises:
-        StoreError: the URI names no bucket, or an option that is not known.
+        StoreError: the URI names no bucket, or an unknown option.
     """
 
-    def __init__(self, uri: str, known: bool = False) -> None:
-        self.uri, self._known = uri, known
-        place, _, query = uri.partition("?")
-        self.base = place.removeprefix("s3://").rstrip("/")
+    def __init__(self, uri: str, has_answered: bool = False) -> None:
+        self.uri, self._has_answered = uri, has_answered
+        path, _, query = uri.partition("?")
+        self.base = path.removeprefix("s3://").rstrip("/")
         options = parse_qs(query, keep_blank_values=True)
-        unknown = sorted(options.keys() - set(_OPTIONS))
-        if not self.base or unknown:
-            problem = f"unknown option {', '.join(unknown)}" if unknown else "no bucket is named"
+        unknown_options = sorted(options.keys() - set(_OPTIONS))
+        if not self.base or unknown_options:
+            problem = f"unknown option {', '.join(unknown_options)}" if unknown_options else "no bucket is named"
             raise StoreError(
                 f"{uri}: {problem}; write s3://BUCKET/PREFIX, with ?{'=...&'.join(_OPTIONS)}=... if needed"
             )
         self._options = {name: values[-1] for name, values in options.items()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.uri, self._known)  # connections belong to one process
+        # A pickled backend carries no connections: they belong to one process.
+        return type(self), (self.uri, self._has_answered)
 
     @cached_property
-    def _fs(self) -> Any:
-        """Knows conditional writes, but takes half a second of a processor to be there: not for workers."""
+    def _s3fs(self) -> Any:
+        """The s3fs file system, which supports conditional writes.
+
+        Its import and start take half a second of CPU time, so `upload` and `filesystem`, which workers use, do without
+        it.
+        """
         from s3fs import S3FileSystem
 
         region = {"region_name": self._options["region"]} if "region" in self._options else {}
@@ -141,17 +163,21 @@ class Bucket:
         )
 
     @cached_property
-    def _quick(self) -> Any:
-        """Writes a small file with one request, made where the file is closed."""
+    def _single_request_filesystem(self) -> Any:
+        """A pyarrow file system that writes a small file with one request, sent when the file is closed."""
         return self.filesystem(allow_delayed_open=True)
 
     def filesystem(self, **options: Any) -> Any:
-        """A pyarrow file system, for libraries that write folders themselves."""
+        """A pyarrow file system, for libraries that write folders themselves.
+
+        Args:
+            options: Further arguments of `pyarrow.fs.S3FileSystem`.
+        """
         from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
 
         endpoint, region = self._endpoint(), self._options.get("region")
         if endpoint is None and region is None:
-            region = self._patiently(lambda: resolve_s3_region(self.base.partition("/")[0]))
+            region = self._retry(lambda: resolve_s3_region(self._bucket))
         return S3FileSystem(
             endpoint_override=endpoint,
             region=region,
@@ -163,154 +189,164 @@ class Bucket:
         endpoint = self._options.get("endpoint_override")
         return endpoint if not endpoint or "://" in endpoint else f"{self._options.get('scheme', 'https')}://{endpoint}"
 
-    def below(self, name: str) -> str:
-        """URI of a folder in this one."""
+    @property
+    def _bucket(self) -> str:
+        return self.base.partition("/")[0]
+
+    def child_uri(self, name: str) -> str:
+        """URI of a prefix below this one, with the same options."""
         _, separator, query = self.uri.partition("?")
         return f"s3://{self.base}/{name}{separator}{query}"
 
     def read(self, key: str) -> bytes | None:
-        """An object's content; none if it is not there."""
+        """Content of an object; None if it does not exist."""
         try:
-            # In one part: s3fs would ask for the size first, and list what is below where nothing is there.
-            content: bytes = self._patiently(lambda: self._fs.cat_file(self.path(key), max_concurrency=1))
+            # max_concurrency=1 makes s3fs send one GET. Otherwise it asks for the size first, and lists the keys below
+            # a key that does not exist.
+            content: bytes = self._retry(lambda: self._s3fs.cat_file(self.path(key), max_concurrency=1))
         except FileNotFoundError:
             return None
         return content
 
     def write(self, key: str, content: bytes) -> None:
-        """Replace an object, or make it."""
-        self._put(lambda: self._fs.pipe_file(self.path(key), content))
+        """Create or replace an object."""
+        self._put(lambda: self._s3fs.pipe_file(self.path(key), content))
 
     def create(self, key: str, content: bytes) -> bool:
-        """Make an object unless it is there: a conditional write.
+        """Create an object by a conditional write; returns False, and changes nothing, if it exists.
 
-        An attempt whose answer was lost finds its own object at the next: what is written must tell its writer.
+        If the answer to a successful request is lost, the repeated request finds the object of the first one. The
+        content is compared to detect this, so every writer must write content that no other writer writes.
         """
         try:
-            self._put(lambda: self._fs.pipe_file(self.path(key), content, mode="create"))
+            self._put(lambda: self._s3fs.pipe_file(self.path(key), content, mode="create"))
         except FileExistsError:
             return self.read(key) == content
         return True
 
     def upload(self, path: Path, key: str) -> None:
-        """Write a file, in parts where it is large."""
+        """Write a local file to an object, in several parts if it is large."""
 
-        def send() -> None:  # not by pyarrow's copy_files, which tells nobody that closing failed
-            with path.open("rb") as source, self._quick.open_output_stream(self.path(key)) as target:
+        def copy() -> None:
+            # pyarrow's copy_files is no alternative: it hides errors of closing the target, which sends the last part.
+            with (
+                path.open("rb") as source,
+                self._single_request_filesystem.open_output_stream(self.path(key)) as target,
+            ):
                 shutil.copyfileobj(source, target, 2**22)
 
-        self._put(send)
+        self._put(copy)
 
     def download(self, key: str, path: Path) -> bool:
-        """Read an object into a file, which is whole or as it was; whether the object was there."""
+        """Copy an object to a local file, atomically; returns False, and changes nothing, if there is no object."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            self._patiently(lambda: self._fs.get_file(self.path(key), str(part)))
+            self._retry(lambda: self._s3fs.get_file(self.path(key), str(temporary)))
         except FileNotFoundError:
             return False
-        os.replace(part, path)
+        os.replace(temporary, path)
         return True
 
-    def names(self, folder: str) -> list[str]:
-        """The next parts of the keys below a folder, sorted."""
+    def list_names(self, folder: str) -> list[str]:
+        """Names directly below a prefix (the next part of each key), sorted."""
         try:
-            found = self._patiently(lambda: self._fs.ls(self.path(folder), detail=False))
+            paths = self._retry(lambda: self._s3fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
-        return sorted({name.rstrip("/").rpartition("/")[2] for name in found})
+        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
 
     def age(self, key: str) -> float | None:
-        """Seconds from the service's time of the last write to this host's now; none if it is not there."""
+        """Seconds since an object was last written; None if it does not exist.
+
+        The difference between the service's time of the write and this host's clock, which may disagree.
+        """
         try:
-            return time.time() - float(self._patiently(lambda: self._fs.modified(self.path(key))).timestamp())
+            return time.time() - float(self._retry(lambda: self._s3fs.modified(self.path(key))).timestamp())
         except FileNotFoundError:
             return None
 
-    def move(self, key: str, new: str) -> bool:
-        """Rename an object, in two steps; whether it was there."""
+    def move(self, key: str, new_key: str) -> bool:
+        """Rename an object by a copy and a removal, not atomically; returns False if it does not exist."""
         content = self.read(key)
         if content is None:
             return False
-        self.write(new, content)
+        self.write(new_key, content)
         self.remove(key)
         return True
 
     def remove(self, key: str) -> None:
-        """Remove an object, or all objects below a folder."""
+        """Remove an object, or all objects below a prefix."""
         with contextlib.suppress(FileNotFoundError):
-            self._patiently(lambda: self._fs.rm(self.path(key), recursive=True))
+            self._retry(lambda: self._s3fs.rm(self.path(key), recursive=True))
 
     def path(self, key: str) -> str:
-        """BUCKET/KEY, as file systems want it."""
+        """`BUCKET/KEY`, the form that file systems expect."""
         return f"{self.base}/{key}" if key else self.base
 
     def _put(self, write: Callable[[], None]) -> None:
         try:
-            self._patiently(write)
+            self._retry(write)
         except FileNotFoundError:
-            bucket = self.base.partition("/")[0]
-            raise StoreError(f"{self.uri}: there is no bucket {bucket}; make it first, or name another") from None
+            raise StoreError(
+                f"{self.uri}: there is no bucket {self._bucket}; create it first, or name another"
+            ) from None
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Call again while the service does not answer, or says that it is busy."""
+    def _retry(self, request: Callable[[], T]) -> T:
+        """Send a request; repeat it while the service is unreachable or busy.
+
+        Raises:
+            FileNotFoundError: the object or the bucket does not exist.
+            FileExistsError: the object exists, and the request must create it.
+            StoreError: the request failed for good, or for longer than the patience allows.
+        """
         started, pause = time.monotonic(), 0.5
         while True:
             try:
-                answer = call()
-                self._known = True
+                answer = request()
+                self._has_answered = True
                 return answer
             except (FileNotFoundError, FileExistsError):
-                self._known = True
+                self._has_answered = True
                 raise
             except Exception as error:
-                if not _passes(error) or time.monotonic() - started > (PATIENCE_S if self._known else _AT_FIRST_S):
-                    raise StoreError(f"{self.uri} cannot be reached: {_advice(error)}") from error
+                patience = PATIENCE_S if self._has_answered else FIRST_CONTACT_PATIENCE_S
+                if not is_transient(error) or time.monotonic() - started > patience:
+                    raise StoreError(f"{self.uri} cannot be reached: {reason_and_way_out(error)}") from error
             time.sleep(pause)
             pause = min(2 * pause, 5.0)
 
 
-def open_files(uri: str, option: str) -> Folder | Bucket:
-    """What is at a path or URI.
+def open_backend(uri: str, option: str) -> LocalBackend | S3Backend:
+    """The backend for a path or URI.
 
     Args:
-        uri: As it was given.
-        option: Where, for what is said of it.
+        uri: The path or URI as the user gave it.
+        option: The option by which the user gave it, for error messages.
 
     Raises:
-        StoreError: it is neither a path nor `s3://BUCKET/PREFIX`.
+        StoreError: the URI is neither a path nor `s3://BUCKET/PREFIX`.
     """
     scheme, separator, _ = uri.partition("://")
     if separator and scheme == "s3":
-        return Bucket(uri)
+        return S3Backend(uri)
     if separator and scheme != "file":
         raise StoreError(
             f"{option} {uri}: {scheme}:// is not supported; give a path, local or on a shared mount, or s3://BUCKET/PREFIX"
         )
-    return Folder(Path(uri.removeprefix("file://")).absolute())
+    return LocalBackend(Path(uri.removeprefix("file://")).absolute())
 
 
-def check(files: Folder | Bucket) -> None:
-    """Raises StoreError where this process cannot write."""
+def check_writable(backend: LocalBackend | S3Backend) -> None:
+    """Create, read and remove a file, and check that a file cannot be created twice.
+
+    Raises:
+        StoreError: this process cannot write there, or the service ignores conditional writes.
+    """
     key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
-    if not files.create(key, content) or files.create(key, b"") or files.read(key) != content:
-        raise StoreError(f"{files.uri} does not keep what is written, or knows no conditional writes")
-    files.remove(key)
-
-
-def _passes(error: Exception) -> bool:
-    """Whether an error may pass by itself."""
-    import aiohttp
-    from botocore.exceptions import ConnectionError as NoConnection
-    from botocore.exceptions import HTTPClientError
-
-    if isinstance(error, PermissionError) or re.search("ACCESS_DENIED|NO_SUCH_BUCKET", str(error)):  # pyarrow's words
-        return False
-    return isinstance(error, OSError | NoConnection | HTTPClientError | aiohttp.ClientError | TimeoutError)
-
-
-def _advice(error: Exception) -> str:
-    reason = str(error).strip() or type(error).__name__
-    if isinstance(error, PermissionError) or "credentials" in reason.lower():
-        return f"{reason}; give keys that may read and write there (AWS_ACCESS_KEY_ID and so on, or an instance role)"
-    return f"{reason}; the same command goes on when it can"
+    if not backend.create(key, content) or backend.create(key, b"") or backend.read(key) != content:
+        raise StoreError(
+            f"{backend.uri} does not return the written content, or supports no conditional writes (If-None-Match); "
+            "give a path, or a service that supports them"
+        )
+    backend.remove(key)

@@ -1,4 +1,7 @@
-"""Who holds something is alive as long as it says so: heartbeats, and what they mean to those who look."""
+"""Heartbeats: a holder (of a claim, of a running sweep) writes a file at intervals; observers detect when it stops.
+
+`LEASE_S` and `HEARTBEAT_S` are read at every use, so a test may replace them.
+"""
 
 from __future__ import annotations
 
@@ -15,56 +18,67 @@ from typing import Any
 
 from sacpo.errors import StoreError
 
-LEASE = 30.0
-HEARTBEAT = 5.0
+LEASE_S = 30.0
+"""Seconds without a heartbeat after which a holder counts as dead."""
+HEARTBEAT_S = 5.0
+"""Seconds between two heartbeats."""
 
 
 class Heartbeat:
-    """Calls `beat` every so many seconds, in a thread, until it is stopped."""
+    """Calls a function at intervals, in a daemon thread, from `start` to `stop`.
 
-    def __init__(self, beat: Callable[[], None], every: float = HEARTBEAT) -> None:
-        self._beat, self._every = beat, every
+    Args:
+        beat: The function. Its OSError and StoreError are ignored: a store that is unreachable for a while may recover,
+            and if it does not, the lease ends.
+        interval_s: Seconds between two calls; None for `HEARTBEAT_S`.
+    """
+
+    def __init__(self, beat: Callable[[], None], interval_s: float | None = None) -> None:
+        self._beat = beat
+        self._interval_s = HEARTBEAT_S if interval_s is None else interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        """Start the thread; the first call comes after one interval."""
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every):
-            with contextlib.suppress(OSError, StoreError):  # a store out of reach for a while; the lease decides
+        while not self._stop.wait(self._interval_s):
+            with contextlib.suppress(OSError, StoreError):
                 self._beat()
 
     def stop(self) -> None:
+        """Stop the thread and wait until a call in progress has ended."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
 
 
 def current_process() -> dict[str, Any]:
-    """This process, as others can look for it: `host`, `pid`, `started`."""
+    """Identity of this process, by which others can check whether it lives: `host`, `pid` and `started`."""
     pid = os.getpid()
     return {"host": _host(), "pid": pid, "started": _start_time(pid)}
 
 
 def is_stale(holder: dict[str, Any], key: str, content: bytes) -> bool:
-    """Whether a holder's process on this host is gone, or one anywhere has been silent for `LEASE` seconds.
+    """Whether a holder counts as dead: its process on this host has ended, or its heartbeat is older than `LEASE_S`.
 
-    A live one may be silent too: it gave up where the disk was too full to say so.
+    A live process can also stop its heartbeat, when its disk is full.
 
     Args:
-        holder: What it said of itself (`current_process`).
-        key: What tells its heartbeat from others'.
-        content: The heartbeat as it is now.
+        holder: The holder's identity (`current_process`).
+        key: A name of the heartbeat's file that is unique in this process.
+        content: The present content of the file, which changes with every heartbeat.
     """
-    if holder["host"] == _host() and not _alive(holder["pid"], holder["started"]):
+    if holder["host"] == _host() and not _is_alive(holder["pid"], holder["started"]):
         return True
-    return _seen_unchanged(key, content) > LEASE
+    return _seconds_unchanged(key, content) > LEASE_S
 
 
 @functools.cache
 def _host() -> str:
-    """This host, boot and process-id space: only there does a process id mean something."""
+    """Name of the host, its boot id and its process-id namespace. A process id has a meaning only inside all three."""
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -72,29 +86,32 @@ def _host() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """When a process started, in ticks since boot, so that a reused process id is told apart; empty if it is gone."""
+    """Start of a process in clock ticks since boot, which tells reused process ids apart; empty if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if fields[0] == "Z" else fields[19]
+    is_zombie = fields[0] == "Z"
+    return "" if is_zombie else fields[19]
 
 
-def _alive(pid: int, started: str) -> bool:
+def _is_alive(pid: int, started: str) -> bool:
     return bool(started) and _start_time(pid) == started
 
 
-_seen: dict[str, tuple[bytes, float, float]] = {}
+_observations: dict[str, tuple[bytes, float, float]] = {}
+"""By the heartbeat's key: its content, when this process first saw that content, and when it looked last."""
 
 
-def _seen_unchanged(key: str, content: bytes) -> float:
-    """For how many seconds this process has seen the file with the same content.
+def _seconds_unchanged(key: str, content: bytes) -> float:
+    """For how many seconds of its own clock this process has observed the same content.
 
-    Looking must not have paused: a store that was out of reach for everybody shows everybody's old heartbeat first.
+    An observation that paused starts again: after an outage of the store, everyone's last heartbeat is old, and holders
+    need time for the next one.
     """
     now = time.monotonic()
-    before, since, last = _seen.get(key, (b"", 0.0, 0.0))
-    if before != content or now - last > 2 * HEARTBEAT:
+    previous, since, last_look = _observations.get(key, (b"", 0.0, 0.0))
+    if previous != content or now - last_look > 2 * HEARTBEAT_S:
         since = now
-    _seen[key] = content, since, now
+    _observations[key] = content, since, now
     return now - since

@@ -1,56 +1,93 @@
-"""Which sweeps a store has seen: each leaves word of what it is about, that it is alive, and how it ended.
+"""The registry of sweeps in a store: which sweeps use the store, which are running, and how the others ended.
 
-Under `<store>/sweeps/`: `<run>.json` (written once), `<run>.beat` (its time of change is the last sign of life) and
-`<run>.ended`. Anyone who sees the store can read them; `python -m sacpo.sweep --status` does.
+Under `<store>/sweeps/`, for each run of a sweep: `<run>.json` (its entry) and `<run>.plan.json` (its plan), both
+written once; `<run>.beat`, rewritten as a heartbeat; and `<run>.ended`. `sacpo sweep --status` reads them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sacpo.errors import SacpoError
+from pydantic import ValidationError
+
 from sacpo.planning.plan import Plan
-from sacpo.store.heartbeat import LEASE, Heartbeat
-from sacpo.store.results_location import ResultsLocation
+from sacpo.planning.records import Stored
+from sacpo.store.heartbeat import LEASE_S, Heartbeat
+from sacpo.store.results_location import ResultsLocation, enclosing_uri, path_inside
 from sacpo.store.step_store import Store
 
-DEFAULT_RESULTS = Path("results")
+_FOLDER = "sweeps"
 
 
-class Register:
-    """A running sweep's entry; a context manager.
+class SweepEntry(Stored):
+    """What a run writes about its sweep when it starts.
 
-    Args:
-        plan: Its plan.
-        store: Its store.
-        sweep: What `sweep.json` will hold.
+    Attributes:
+        run: Id of the run.
+        name: Name of the space.
+        results: URI of the results folder when the run started.
+        store_in_results: Path of the store in the results folder, with which a moved folder is found again; None if the
+            store does not lie inside.
+        started_at: Seconds since the epoch.
     """
 
-    def __init__(self, plan: Plan, store: Store, sweep: dict[str, Any]) -> None:
-        self.files, self.key = store.files, f"sweeps/{sweep['run']}"
-        names = ("run", "results", "command", "started", "git_commit")
-        self.entry = {name: sweep[name] for name in names} | {
-            "name": plan.space.name,
-            "host": os.uname().nodename,
-            "pid": os.getpid(),
-            "steps": list(plan.steps),
-            "trials": len(plan.trials),
-        }
-        self._heart = Heartbeat(self._beat)
+    run: str
+    name: str
+    results: str
+    store_in_results: str | None
+    command: tuple[str, ...]
+    started_at: float
+    host: str
+    pid: int
 
-    def __enter__(self) -> Register:
+
+class _PlannedSteps(Stored):
+    """The part of a plan that is counted; plans of all versions have it."""
+
+    trials: tuple[Any, ...]
+    steps: dict[str, Any]
+
+
+class Registration:
+    """Registers a run of a sweep in its store; a context manager that keeps a heartbeat meanwhile.
+
+    Args:
+        plan: The plan.
+        store: The store.
+        location: The results folder.
+        run: Id of the run.
+        command: The command line.
+        started_at: Seconds since the epoch.
+    """
+
+    def __init__(
+        self, plan: Plan, store: Store, location: ResultsLocation, run: str, command: Sequence[str], started_at: float
+    ) -> None:
+        self.plan, self.files, self.key = plan, store.files, f"{_FOLDER}/{run}"
+        self.entry = SweepEntry(
+            run=run,
+            name=plan.space.name,
+            results=location.uri,
+            store_in_results=path_inside(location.files, store.files),
+            command=tuple(command),
+            started_at=started_at,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+        )
+        self._heartbeat = Heartbeat(self._beat)
+
+    def __enter__(self) -> Registration:
         self._beat()
-        self.files.write(f"{self.key}.json", json.dumps(self.entry, indent=1).encode())
-        self._heart.start()
+        self.files.write(f"{self.key}.plan.json", self.plan.to_json().encode())
+        self.files.write(f"{self.key}.json", self.entry.model_dump_json(indent=1).encode())
+        self._heartbeat.start()
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._heart.stop()
+        self._heartbeat.stop()
         self.files.write(f"{self.key}.ended", b"stopped" if error else b"ended")
 
     def _beat(self) -> None:
@@ -58,18 +95,18 @@ class Register:
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """A sweep as its store knows it.
+class SweepStatus:
+    """The state of one run of a sweep.
 
     Attributes:
-        name: Its space's name.
-        state: `running`; `silent` (no sign of life: it was killed, or its machine is gone); `stopped`; `done`, or
-            `failed` where it ended with steps not done.
-        done: Steps done, by whomever.
-        steps: Steps of its plan.
-        trials: Trials of its plan.
-        started: When, seconds since the epoch.
-        results: Its folder.
+        name: Name of the space.
+        state: `running`; `silent` (no heartbeat: the process was killed or its machine failed); `stopped`; `done`; or
+            `failed` if it ended and some steps are not done.
+        done: Number of its plan's steps that are done, by any sweep.
+        steps: Number of steps of its plan.
+        trials: Number of trials of its plan.
+        started_at: Seconds since the epoch.
+        results: URI of its results folder.
     """
 
     name: str
@@ -77,66 +114,36 @@ class Sweep:
     done: int
     steps: int
     trials: int
-    started: float
+    started_at: float
     results: str
 
 
-def sweeps(store: Store) -> list[Sweep]:
-    """All sweeps that a store has seen, the latest first."""
-    found = []
-    names = store.files.names("sweeps")
-    for run in [name.removesuffix(".json") for name in names if name.endswith(".json")]:
-        entry = json.loads(store.files.read(f"sweeps/{run}.json") or b"")
-        done = len(store.records(entry["steps"]))
-        state = _state(store, run)
-        if state == "ended":
-            state = "done" if done == len(entry["steps"]) else "failed"
-        found.append(
-            Sweep(entry["name"], state, done, len(entry["steps"]), entry["trials"], entry["started"],
-                  entry["results"])
-        )  # fmt: skip
-    return sorted(found, key=lambda sweep: -sweep.started)
+def sweeps(store: Store) -> list[SweepStatus]:
+    """The runs that are registered in a store, the latest first. Damaged entries are left out."""
+    names = [name for name in store.files.list_names(_FOLDER) if name.endswith(".json")]
+    runs = [name.removesuffix(".json") for name in names if not name.endswith(".plan.json")]
+    statuses = [status for run in runs if (status := _status(store, run)) is not None]
+    return sorted(statuses, key=lambda status: -status.started_at)
+
+
+def _status(store: Store, run: str) -> SweepStatus | None:
+    try:
+        entry = SweepEntry.model_validate_json(store.files.read(f"{_FOLDER}/{run}.json") or b"")
+        plan = _PlannedSteps.model_validate_json(store.files.read(f"{_FOLDER}/{run}.plan.json") or b"")
+    except ValidationError:
+        return None
+    done = len(store.records(plan.steps))
+    state = _state(store, run)
+    if state == "ended":
+        state = "done" if done == len(plan.steps) else "failed"
+    inside = entry.store_in_results
+    results = entry.results if inside is None else enclosing_uri(store.files, inside)
+    return SweepStatus(entry.name, state, done, len(plan.steps), len(plan.trials), entry.started_at, results)
 
 
 def _state(store: Store, run: str) -> str:
-    ended = store.files.read(f"sweeps/{run}.ended")
+    ended = store.files.read(f"{_FOLDER}/{run}.ended")
     if ended is not None:
         return ended.decode()
-    age = store.files.age(f"sweeps/{run}.beat")
-    return "running" if age is not None and age < LEASE else "silent"
-
-
-def stores(results: str | None, store: str | None) -> list[Store]:
-    """The stores that are asked about: the one named, that of a results folder, or those of all results here.
-
-    Raises:
-        SacpoError: there is none.
-    """
-    if store is not None:
-        return [Store(store)]
-    folders = [ResultsLocation(results).fetch()] if results is not None else sorted(DEFAULT_RESULTS.glob("*"))
-    roots = []
-    for folder in folders:
-        tables = folder / "sweep.json"
-        if tables.exists():
-            roots.append(json.loads(tables.read_text())["store"])
-        elif (folder / "store").exists():
-            roots.append(str(folder / "store"))
-    if not roots:
-        raise SacpoError(
-            f"--status: no sweep has left anything in {results or DEFAULT_RESULTS}; "
-            "give a results folder, or a store with --store"
-        )
-    return [Store(root) for root in dict.fromkeys(roots)]
-
-
-def describe(found: list[Sweep]) -> str:
-    """A line for each sweep."""
-    lines = [f"{'started':16}  {'state':8}  {'steps':>11}  {'trials':>6}  sweep"]
-    for sweep in found:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.started))
-        progress = f"{sweep.done} of {sweep.steps}"
-        lines.append(
-            f"{started:16}  {sweep.state:8}  {progress:>11}  {sweep.trials:>6}  {sweep.name} ({sweep.results})"
-        )
-    return "\n".join(lines)
+    age = store.files.age(f"{_FOLDER}/{run}.beat")
+    return "running" if age is not None and age < LEASE_S else "silent"

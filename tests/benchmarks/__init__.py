@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m tests.benchmarks.NAME` prints a table and, as its last line, its figures as JSON."""
+"""Benchmarks: each module is a command that prints its figures, the last line as JSON. See `docs/benchmarks.md`."""

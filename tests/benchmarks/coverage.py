@@ -1,8 +1,9 @@
-"""How often 95 % intervals hold the true win rate: ours, the spread of three judge repeats, the bootstrap of verdicts.
+"""Coverage of 95 % intervals of a win rate: ours, the spread of three judge repeats, the bootstrap of verdicts.
 
-A prompt's probability of a win is drawn from a Beta of a given mean and concentration (low: prompts differ much), its
-verdicts from it, some of them ties. Intervals are to cover what fresh prompts would give. The last line is JSON: for
-each interval and number of prompts the coverage furthest from 0.95 among all distributions, so none is averaged away.
+A prompt's probability of a win is drawn from a Beta distribution of a given mean and concentration (low: prompts differ
+much). Its verdicts are drawn from that probability, some of them ties. An interval should cover the rate that fresh
+prompts would give. The last line is JSON: for each interval and number of prompts, the coverage furthest from 0.95
+among all distributions, so that no distribution is averaged away.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ import pandas as pd
 from scipy.stats import beta, norm
 
 from sacpo.statistics.win_rate import Estimate, differences, estimates
+from tests.benchmarks._options import parse
 
-PROMPTS = (83, 129, 805)
 CONCENTRATIONS = (1.0, 3.0, 8.0)
 MEANS = (0.5, 0.7, 0.85, 0.95)
 PAIRS = ((0.5, 0.5), (0.7, 0.85), (0.95, 0.85), (0.95, 0.95))
-TIES_AND_VERDICTS = ((0.0, 2), (0.3, 3), (0.6, 6))  # share of ties, verdicts a prompt
-RANK_CORRELATION = 0.7  # of two policies' chances: what is hard for one is hard for the other
+TIES_AND_VERDICTS = ((0.0, 2), (0.3, 3), (0.6, 6))  # share of ties, verdicts per prompt
+RANK_CORRELATION = 0.7  # of two policies' chances: a prompt that is hard for one is hard for the other
 ROW_RESAMPLES = 500
 AT_A_TIME = 1000
 
 
 def main() -> None:
+    """Simulate both kinds of intervals and print their coverages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=2500, help="for each distribution and number of prompts")
-    simulations = parser.parse_args().simulations
+    parser.add_argument("--prompts", type=int, nargs="+", default=[83, 129, 805], help="numbers of prompts")
+    options = parse(parser, simulations=4, prompts=[12])
+    simulations = options.simulations
     rng = np.random.default_rng(2024)
     print(f"Monte Carlo error of a coverage near 0.95: {np.sqrt(0.95 * 0.05 / simulations):.4f}\n")
 
@@ -39,14 +43,19 @@ def main() -> None:
     shapes = list(itertools.product(CONCENTRATIONS, MEANS, TIES_AND_VERDICTS))
     names = ["concentration", "mean", "ties", "verdicts"]
     rates = pd.DataFrame(
-        {f"{name}_{n}": value for n in PROMPTS for name, value in rate_coverage(rng, n, simulations, *shape).items()}
+        {
+            f"{name}_{n}": value
+            for n in options.prompts
+            for name, value in rate_coverage(rng, n, simulations, *shape).items()
+        }
         for shape in shapes
     ).set_index(pd.MultiIndex.from_tuples([(c, m, *tv) for c, m, tv in shapes], names=names))
     show("Win rates", rates, figures)
 
     shapes = list(itertools.product(CONCENTRATIONS, PAIRS, TIES_AND_VERDICTS))
     paired = pd.DataFrame(
-        {f"differences_{n}": difference_coverage(rng, n, simulations, *shape) for n in PROMPTS} for shape in shapes
+        {f"differences_{n}": difference_coverage(rng, n, simulations, *shape) for n in options.prompts}
+        for shape in shapes
     ).set_index(pd.MultiIndex.from_tuples([(c, f"{a} - {b}", *tv) for c, (a, b), tv in shapes], names=names))
     show("Paired differences", paired, figures)
     print(json.dumps(figures))
@@ -64,12 +73,12 @@ def rate_coverage(
         wins, tied = judge(rng, chances, ties, verdicts)
         inside[0] += covered(estimates((wins + tied / 2) / verdicts), truth)
 
-        # The reference code's way: the same answers judged three times, and how far the three rates lie apart.
+        # The interval of the paper's code: the same answers judged three times, and the spread of the three rates.
         more = [judge(rng, chances, ties, verdicts) for _ in range(2)]
         repeats = np.array([(w + k / 2).mean(axis=0) / verdicts for w, k in [(wins, tied), *more]])
         inside[1] += (np.abs(repeats.mean(axis=0) - truth) <= norm.ppf(0.975) * repeats.std(axis=0)).sum()
 
-        # A resample of verdicts is a draw of how many are wins and how many ties.
+        # A resample of verdicts is a draw of the numbers of wins and ties.
         rows = n * verdicts
         shares = np.stack([wins.sum(axis=0), tied.sum(axis=0)], axis=1) / rows
         shares = np.column_stack([shares, np.maximum(0, 1 - shares.sum(axis=1))])
@@ -105,22 +114,23 @@ def difference_coverage(
 
 
 def sizes(simulations: int) -> list[int]:
-    """How many simulations go together, so that memory stays bounded."""
+    """Sizes of the groups in which simulations run, so that memory stays bounded."""
     return [min(AT_A_TIME, simulations - start) for start in range(0, simulations, AT_A_TIME)]
 
 
 def judge(rng: np.random.Generator, chances: np.ndarray, ties: float, verdicts: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many verdicts on each prompt are wins, and how many ties."""
+    """Numbers of verdicts on each prompt that are wins, and that are ties."""
     tied = rng.binomial(verdicts, ties, chances.shape)
     return rng.binomial(verdicts - tied, chances), tied
 
 
-def covered(found: list[Estimate], truth: float) -> int:
-    return sum(estimate.low - 1e-9 <= truth <= estimate.high + 1e-9 for estimate in found)
+def covered(intervals: list[Estimate], truth: float) -> int:
+    """Number of intervals that contain the true value."""
+    return sum(estimate.low - 1e-9 <= truth <= estimate.high + 1e-9 for estimate in intervals)
 
 
 def show(title: str, table: pd.DataFrame, figures: dict[str, Any]) -> None:
-    """Print a table of coverages and note each column's furthest from 0.95."""
+    """Print a table of coverages; add each column's coverage furthest from 0.95 to the figures."""
     furthest = {name: float(column[(column - 0.95).abs().idxmax()]) for name, column in table.items()}
     print(f"{title}\n{table.round(3).to_string()}\nfurthest from 0.95:\n{pd.Series(furthest).round(3).to_string()}\n")
     figures.update({name: round(value, 4) for name, value in furthest.items()})

@@ -1,28 +1,28 @@
-"""One accelerator: full-parameter DPO of a large policy with banked log-probabilities, and answering.
+"""One accelerator: full-parameter DPO of a large policy with a precomputed reference, and the speed of its answers.
 
-A Llama of the given shape with random weights, random pairs of up to 512 tokens, bfloat16, ZeRO-3 with one process. The
-bank and the stage are the sweep's own steps; beside them TRL's trainer with a live reference, in the same precision and
-sharding, at the largest of the batches that fits. Each runs in a process of its own. `--shape tiny` tries the command
-out where there is no accelerator; its figures say nothing about one.
+The policy is a Llama of the given shape with random weights; the pairs are random and up to 512 tokens long. Training
+is in bfloat16 under ZeRO-3 with one process. The reference step and the stage are the sweep's own. Beside them runs
+TRL's trainer with a live reference, in the same precision and sharding, at the largest of the batches that fits. Each
+runs in a process of its own. `--shape tiny` runs on the CPU; its figures say nothing about an accelerator.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import socket
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from tests.benchmarks._options import parse
+from tests.benchmarks.precomputed_reference import apart, in_new_process
 
 # hidden size, intermediate size, layers, heads, key-value heads, vocabulary
 SHAPES = {
@@ -34,7 +34,7 @@ BATCHES = (16, 8, 4, 2, 1)
 
 
 def make(root: Path, shape: str, pairs: int, length: int) -> None:
-    """A random policy, random pairs of 1/4 to 1/1 of the length, and prompts."""
+    """Write a random policy and random pairs whose lengths are between 1/4 and 1/1 of `length`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -67,54 +67,71 @@ def make(root: Path, shape: str, pairs: int, length: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), root / "data" / EXAMPLES)
 
 
-def work(root: Path, task: str, batch: int, per_device: int, length: int) -> dict[str, Any]:
-    """The bank, a banked stage, or a stage with a live reference; metrics of the record, or `out_of_memory`."""
+def precompute(root: Path, batch: int, length: int) -> float:
+    """Run the reference step in this process; returns its seconds."""
+    from sacpo.planning.payloads import ReferencePayload
+    from sacpo.steps import reference
+    from tests.jobs import job
+
+    parents = {name: root / name for name in ("policy", "data")}
+    payload = ReferencePayload(shape="pairs", max_length=length)
+    started = time.monotonic()
+    reference.run(job(root / "reference", "reference", payload, parents, per_device_batch=batch))
+    return time.monotonic() - started
+
+
+def train(root: Path, mode: str, batch: int, per_device: int, length: int) -> dict[str, Any]:
+    """Train one stage in this process, with a `precomputed` or a `live` reference.
+
+    Returns:
+        The throughput, or `out_of_memory`.
+    """
     import torch
 
-    from sacpo.cluster.trainer import _deepspeed
-    from sacpo.execution.job import Facts, Job
-    from sacpo.steps import reference, train
+    from sacpo.cluster.worker import deepspeed_config
+    from sacpo.execution.report import StepReport
+    from sacpo.planning.payloads import DPOPayload
+    from sacpo.planning.records import TrainMetrics
+    from sacpo.spaces.training import DPOTraining
+    from sacpo.steps.train import WorkerContext, run
+    from tests.jobs import job
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    settings = {"learning_rate": 1e-6, "epochs": 1, "batch_size": batch, "lr_scheduler": "constant", "warmup_ratio": 0.0,
-                "weight_decay": 0.0, "max_grad_norm": 1.0, "adam_epsilon": 1e-8, "gradient_checkpointing": True,
-                "loss": "sigmoid", "label_smoothing": 0.0}  # fmt: skip
-    payload = {"method": "dpo", "objective": "o", "settings": settings, "kl_parameter": 0.1, "seed": 0,
-               "dtype": "bfloat16", "max_length": length, "shape": "pairs"}  # fmt: skip
-    resources = {"cpus_per_worker": 4, "gpus_per_worker": int(torch.cuda.is_available()), "workers": 1,
-                 "per_device_batch": per_device, "checkpoint_steps": 10**6, "sharding": "zero3",
-                 "reference": "live" if task == "live" else "bank"}  # fmt: skip
-    out = root / task
-    out.mkdir(exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= group
+    settings = DPOTraining(learning_rate=1e-6, batch_size=batch, lr_scheduler="constant", warmup_ratio=0.0,
+                           gradient_checkpointing=True)  # fmt: skip
+    payload = DPOPayload(method="dpo", objective="o", settings=settings, kl_parameter=0.1, seed=0, dtype="bfloat16",
+                         max_length=length)  # fmt: skip
     parents = {name: root / name for name in ("policy", "data", "reference")}
-    job = Job("step", payload, out, parents, {}, resources, out, out, run="run", ledger=out)
-    started = time.monotonic()
+    stage = job(root / mode, "train", payload, parents, cpus_per_worker=min(4, os.cpu_count() or 1),
+                gpus_per_worker=int(torch.cuda.is_available()), per_device_batch=per_device,
+                checkpoint_steps=10**6, reference=mode)  # fmt: skip
     try:
-        if task == "reference":
-            reference.run(replace(job, folder=out))
-            return {"seconds": time.monotonic() - started}
         with tempfile.TemporaryDirectory() as workdir:
-            placement = train.WorkerContext(1, 0, _deepspeed(job), None, lambda folder, update: None, Path(workdir))
-            metrics: dict[str, Any] = train.run(job, placement, Facts()).metrics
+            context = WorkerContext(
+                world_size=1,
+                rank=0,
+                deepspeed=deepspeed_config(stage),
+                resume_from=None,
+                on_checkpoint=lambda folder, update: None,
+                workdir=Path(workdir),
+            )
+            metrics = run(stage, context, StepReport()).metrics
     except torch.OutOfMemoryError:
         return {"out_of_memory": True}
-    return metrics
+    assert isinstance(metrics, TrainMetrics)
+    assert metrics.throughput is not None
+    return metrics.throughput.model_dump(exclude_none=True)
 
 
 def answer(root: Path, batch: int, prompts: int, new_tokens: int) -> float:
-    """Tokens a second of greedy answers, batched as in a sweep."""
+    """Tokens per second of greedy answers, batched as in a sweep."""
     import torch
 
-    from sacpo.steps.model import load_policy
+    from sacpo.steps.policies import load_policy
 
     model, _ = load_policy({"policy": root / "policy"})
     vocabulary = model.config.vocab_size
@@ -122,50 +139,54 @@ def answer(root: Path, batch: int, prompts: int, new_tokens: int) -> float:
     ids = torch.tensor(rng.integers(64, vocabulary, (prompts, 64)), device=model.device)
     started = time.monotonic()
     for start in range(0, prompts, batch):
-        found = model.generate(
+        output = model.generate(
             input_ids=ids[start : start + batch], max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
         )
-        made += found[:, 64:].numel()
+        made += output[:, 64:].numel()
     return made / (time.monotonic() - started)
 
 
-def apart(function: Any, *arguments: Any) -> Any:
-    """A call in a process of its own, so that memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+def train_largest(root: Path, mode: str, batch: int, length: int) -> tuple[int, dict[str, Any]] | None:
+    """(per-device batch, throughput) of the largest per-device batch that fits; None if none fits."""
+    for per_device in [n for n in BATCHES if n <= batch]:
+        metrics: dict[str, Any] = in_new_process(train, root, mode, batch, per_device, length)
+        if "out_of_memory" not in metrics:
+            return per_device, metrics
+        print(f"{mode}: {per_device} pairs per forward pass do not fit", flush=True)
+    return None
 
 
 def main() -> None:
+    """Train in both modes, answer, and print the throughputs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--pairs", type=int, default=128)
     parser.add_argument("--batch", type=int, default=16, help="pairs in a forward pass, and in an update")
     parser.add_argument("--length", type=int, default=512)
-    arguments = parser.parse_args()
-    figures: dict[str, Any] = {"shape": arguments.shape}
+    parser.add_argument("--prompts", type=int, default=64, help="prompts that are answered")
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens of each answer")
+    options = parse(parser, shape="tiny", pairs=4, batch=2, length=32, prompts=2, new_tokens=4)
+    figures: dict[str, Any] = {"shape": options.shape}
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        apart(make, root, arguments.shape, arguments.pairs, arguments.length)
-        bank = apart(work, root, "reference", arguments.batch, arguments.batch, arguments.length)
-        figures["bank_seconds"] = round(bank["seconds"], 1)
-        for task in ("bank", "live"):
-            for per_device in [n for n in BATCHES if n <= arguments.batch]:
-                found = apart(work, root, task, arguments.batch, per_device, arguments.length)
-                if "out_of_memory" not in found:
-                    break
-                print(f"{task}: {per_device} pairs a forward pass do not fit", flush=True)
-                if task == "bank":
-                    raise SystemExit("the banked stage does not fit: give a smaller --batch")
-            else:
+        apart(make, root, options.shape, options.pairs, options.length)
+        figures["reference_seconds"] = round(apart(precompute, root, options.batch, options.length), 1)
+        for mode in ("precomputed", "live"):
+            result = train_largest(root, mode, options.batch, options.length)
+            if result is None and mode == "precomputed":
+                raise SystemExit("the stage with a precomputed reference does not fit: give a smaller --batch")
+            if result is None:
                 continue
-            names = ("tokens_per_second", "examples_per_second", "padding_share", "mfu", "peak_memory_bytes")
-            figures |= {f"{task}_{name}": found[name] for name in names if name in found}
-            figures[f"{task}_per_device_batch"] = per_device
-        figures["answer_tokens_per_second"] = apart(answer, root, 32, 64, 128)
+            per_device, metrics = result
+            names = ("tokens_per_second", "examples_per_second", "padding_fraction", "mfu", "peak_memory_bytes")
+            figures |= {f"{mode}_{name}": metrics[name] for name in names if name in metrics}
+            figures[f"{mode}_per_device_batch"] = per_device
+        speed = apart(answer, root, min(32, options.prompts), options.prompts, options.new_tokens)
+        figures["answer_tokens_per_second"] = speed
     if "live_tokens_per_second" in figures:
-        figures["speed_ratio"] = figures["bank_tokens_per_second"] / figures["live_tokens_per_second"]
+        figures["speed_ratio"] = figures["precomputed_tokens_per_second"] / figures["live_tokens_per_second"]
     for name, value in figures.items():
-        print(f"{name:28} {value if isinstance(value, str) else round(value, 3)}")
+        print(f"{name:34} {value if isinstance(value, str) else round(value, 3)}")
     print(json.dumps(figures))
 
 

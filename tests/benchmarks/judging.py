@@ -1,7 +1,7 @@
-"""How fast verdicts come: the method's evaluation of 1,272 judge calls, against a server that takes 0.5 s for each.
+"""Time of 1,272 LLM judge calls, the number of the paper's evaluation, to a server that takes 0.5 s per call.
 
-The server has a process of its own. The sequential loop, which is what the method's own evaluation does, is measured on
-a few calls in the same run and extrapolated.
+The server has a process of its own. The paper's code judges in a sequential loop; this loop is measured on a few calls
+in the same run and extrapolated.
 """
 
 from __future__ import annotations
@@ -18,26 +18,25 @@ from pathlib import Path
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, Endpoint, ask
 from sacpo.judges.rubric import RUBRICS
+from tests.benchmarks._options import parse
 from tests.servers import Behaviour, Say, scripted, verdict
 
-DELAY = 0.5
-SEQUENTIAL_CALLS = 40
 ANSWER = "Soak the beans over night, and cook them in fresh water until they are soft. " * 8
 
 
-def policy(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
-    return Say(verdict("A" if len(prompt) % 2 else "B"), delay=DELAY)
+def serve(pipe: Connection, delay: float) -> None:
+    """Run a judge that takes `delay` seconds per call; send its address, and stop at the first message."""
 
+    def policy(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
+        return Say(verdict("A" if len(prompt) % 2 else "B"), delay=delay)
 
-def serve(pipe: Connection) -> None:
-    """Tell the address of a server, and end it when told to."""
     with scripted(policy) as server:
         pipe.send(server.base_url)
         pipe.recv()
 
 
 def seconds(base_url: str, calls: int, concurrency: int) -> float:
-    """Wall time of that many calls, with a ledger and a meter of their own."""
+    """Wall time of `calls` calls, with a new ledger and a new meter."""
     endpoint = Endpoint("scripted", RUBRICS["helpfulness"], base_url=base_url, concurrency=concurrency)
     todo = [Call(f"How do I cook beans? ({i})", ANSWER, ANSWER[::-1]) for i in range(calls)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -50,23 +49,26 @@ def seconds(base_url: str, calls: int, concurrency: int) -> float:
 
 
 def main() -> None:
+    """Time the concurrent and the sequential calls and print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=1272)
     parser.add_argument("--concurrency", type=int, default=64)
-    arguments = parser.parse_args()
+    parser.add_argument("--delay", type=float, default=0.5, help="seconds that the server takes per call")
+    parser.add_argument("--sequential-calls", type=int, default=40, help="calls of the sequential loop")
+    arguments = parse(parser, calls=16, concurrency=8, delay=0.02, sequential_calls=4)
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there,), daemon=True)
+    pipe, server_pipe = context.Pipe()
+    process = context.Process(target=serve, args=(server_pipe, arguments.delay), daemon=True)
     process.start()
-    base_url = here.recv()
+    base_url = pipe.recv()
     taken = seconds(base_url, arguments.calls, arguments.concurrency)
-    one_by_one = seconds(base_url, SEQUENTIAL_CALLS, 1)
-    here.send("end")
+    one_by_one = seconds(base_url, arguments.sequential_calls, 1)
+    pipe.send("end")
     process.join()
-    limit = math.ceil(arguments.calls / arguments.concurrency) * DELAY
-    sequential = one_by_one / SEQUENTIAL_CALLS * arguments.calls
+    limit = math.ceil(arguments.calls / arguments.concurrency) * arguments.delay
+    sequential = one_by_one / arguments.sequential_calls * arguments.calls
     print(f"{arguments.calls} verdicts at concurrency {arguments.concurrency}: {taken:.2f} s; no faster than {limit} s")
-    print(f"{SEQUENTIAL_CALLS} one by one: {one_by_one:.2f} s, so {sequential:.0f} s for all (extrapolated)")
+    print(f"{arguments.sequential_calls} one by one: {one_by_one:.2f} s, so {sequential:.0f} s for all (extrapolated)")
     figures = {
         "seconds": round(taken, 2),
         "limit_seconds": limit,

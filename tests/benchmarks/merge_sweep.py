@@ -1,4 +1,4 @@
-"""Nine q of a checkpoint averaged in memory, against nine runs of `mergekit-yaml` and the disk's copy speed."""
+"""Nine merge ratios of a checkpoint averaged in memory, against nine runs of `mergekit-yaml` and nine disk copies."""
 
 from __future__ import annotations
 
@@ -16,64 +16,81 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 from sacpo.steps.merge import merged
+from sacpo.steps.model import world_tokenizer
+from tests.benchmarks._options import parse
+from tests.spaces import ROOT
 
-RATIOS = [i / 10 for i in range(1, 10)]
+MERGEKIT = Path(sys.executable).parent / "mergekit-yaml"
 
 
-def make(folder: Path, seed: int, layers: int) -> int:
-    """A random bfloat16 Llama; returns its bytes."""
+def make(folder: Path, seed: int, layers: int, width: int) -> int:
+    """Write a random bfloat16 Llama; returns its size in bytes."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=8192, hidden_size=1536, intermediate_size=4096, num_hidden_layers=layers,
+    config = LlamaConfig(vocab_size=8192, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=layers,
                          num_attention_heads=12, num_key_value_heads=12)  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    world_tokenizer().save_pretrained(folder)
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def mergekit(first: Path, second: Path, q: float, out: Path) -> None:
-    """What the reference pipeline does for each q: a process that writes a checkpoint."""
+    """Merge as the paper's code does for each ratio: a process that writes a checkpoint."""
     job = {"merge_method": "linear", "dtype": "bfloat16", "models": [
         {"model": str(first), "parameters": {"weight": 1 - q}},
         {"model": str(second), "parameters": {"weight": q}},
     ]}  # fmt: skip
     (out.parent / "job.yaml").write_text(json.dumps(job))
-    command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(out.parent / "job.yaml"), str(out)]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([MERGEKIT, str(out.parent / "job.yaml"), str(out)], check=True, capture_output=True)
+
+
+def plain(first: Path, second: Path, q: float, out: Path) -> None:
+    """The same by a short script, for machines without mergekit."""
+    values = {"first": str(first), "second": str(second), "q": q, "out": str(out)}
+    command = [sys.executable, "-m", "tests.plain_trl", "merge", json.dumps(values)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 
 
 def main() -> None:
+    """Time the merges on both sides and print their ratio and their largest difference."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=18, help="18 make 1 GB")
-    layers = parser.parse_args().layers
-    if not (Path(sys.executable).parent / "mergekit-yaml").exists():
+    parser.add_argument("--layers", type=int, default=18, help="18 layers of the default width make 1 GB")
+    parser.add_argument("--width", type=int, default=1536, help="hidden size, a multiple of 24")
+    parser.add_argument("--ratios", type=int, default=9, help="number of merge ratios")
+    parser.add_argument("--against", choices=["mergekit", "plain"], default="mergekit", help="plain: a short script")
+    options = parse(parser, layers=1, width=48, ratios=1, against="mergekit" if MERGEKIT.exists() else "plain")
+    if options.against == "mergekit" and not MERGEKIT.exists():
         raise SystemExit(
-            "this comparison needs mergekit beside sacpo: pip install --no-deps mergekit==0.1.5 immutables peft"
+            "this comparison needs mergekit beside sacpo: pip install --no-deps mergekit==0.1.5 immutables peft; "
+            "or give --against plain"
         )
+    other = {"mergekit": mergekit, "plain": plain}[options.against]
+    ratios = [(i + 1) / (options.ratios + 1) for i in range(options.ratios)]
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         first, second = root / "first", root / "second"
-        size = max(make(folder, seed, layers) for seed, folder in enumerate((first, second)))
+        size = max(make(folder, seed, options.layers, options.width) for seed, folder in enumerate((first, second)))
         started = time.monotonic()
         shutil.copytree(first, root / "copy")
         copy = time.monotonic() - started
         started = time.monotonic()
-        for q in RATIOS:
-            ours = merged(first, second, q)
+        for q in ratios:
+            merge = merged(first, second, q)
         memory = time.monotonic() - started
         started = time.monotonic()
-        for q in RATIOS:
-            shutil.rmtree(root / "theirs", ignore_errors=True)
-            mergekit(first, second, q, root / "theirs")
+        for q in ratios:
+            shutil.rmtree(root / "other", ignore_errors=True)
+            other(first, second, q, root / "other")
         processes = time.monotonic() - started
-        theirs = LlamaForCausalLM.from_pretrained(root / "theirs", dtype="auto").state_dict()
-        steps = max(float(((a.float() - theirs[name].float()) / a.float().abs().clamp(min=1e-6)).abs().max())
-                    for name, a in ours.state_dict().items())  # fmt: skip
-    print(f"checkpoint of {size / 1e9:.2f} GB; nine q: in memory {memory:.1f} s, mergekit-yaml {processes:.1f} s; "
-          f"copying it nine times {9 * copy:.1f} s")  # fmt: skip
+        weights = LlamaForCausalLM.from_pretrained(root / "other", dtype="auto").state_dict()
+        distance = max(float(((a.float() - weights[name].float()) / a.float().abs().clamp(min=1e-6)).abs().max())
+                       for name, a in merge.state_dict().items())  # fmt: skip
+    print(f"checkpoint of {size / 1e9:.2f} GB; {len(ratios)} merges: in memory {memory:.1f} s, {options.against} "
+          f"{processes:.1f} s; as many copies {len(ratios) * copy:.1f} s")  # fmt: skip
     figures = {
         "speed_ratio": round(processes / memory, 2),
-        "against_copying": round(9 * copy / memory, 2),
-        "largest_relative_difference": float(f"{steps:.2g}"),
+        "against_copying": round(len(ratios) * copy / memory, 2),
+        "largest_relative_difference": float(f"{distance:.2g}"),
         "gigabytes": round(size / 1e9, 2),
     }
     print(json.dumps(figures))

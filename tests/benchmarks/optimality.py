@@ -1,7 +1,8 @@
-"""How near to the exact optimum training comes: over the number of pairs, and over lambda at fixed pairs.
+"""Share of the exact optimum that training reaches: over the number of pairs, and over lambda at fixed pairs.
 
-By the paper's Theorem 2 the gap shrinks as pairs are added and grows with lambda / beta. Every number is a real sweep's
-`share_of_optimum`; sizes share the SFT policy through one store. Each size gets about the same number of updates.
+By the paper's Theorem 2 the gap shrinks as pairs are added and grows with lambda / beta. Every number is the
+`share_of_optimum` of a real sweep. All sweeps share the SFT policy through one store and train for about the same
+number of updates.
 """
 
 from __future__ import annotations
@@ -15,21 +16,26 @@ import pandas as pd
 
 from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
+from tests.benchmarks._options import parse
+from tests.benchmarks.quickstart import TOY
 from tests.commands import sweep
 
 BETA = 2.0
-UPDATES = 192
 
 
 def main() -> None:
+    """Run one sweep per number of pairs and print the shares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, nargs="+", default=[1024, 4096, 16384, 65536])
     parser.add_argument("--lambdas", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0])
-    arguments = parser.parse_args()
+    parser.add_argument("--updates", type=int, default=192, help="of each stage, about")
+    arguments = parse(parser, pairs=[512], lambdas=[1.0], updates=2)
+    more = ["--address", "in-process", *(word for setting in TOY for word in ("--set", setting))]
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for pairs in arguments.pairs:
-            rows.append(shares(pairs, arguments.lambdas, Path(temporary)))
+            folder = Path(temporary)
+            rows.append(shares(pairs, arguments.updates, arguments.lambdas, folder, more if arguments.smoke else []))
             print(pd.DataFrame(rows).round(3).to_string(index=False), flush=True)
     table = pd.DataFrame(rows).set_index("pairs")
     largest = table.iloc[-1]
@@ -43,24 +49,32 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def shares(pairs: int, lambdas: list[float], folder: Path) -> dict[str, float]:
-    """Share of the exact optimum's improvement after stage 1 and at each lambda, with so many pairs an objective."""
-    epochs = max(2, round(UPDATES * 256 / pairs))
+def shares(pairs: int, updates: int, lambdas: list[float], folder: Path, first: list[str]) -> dict[str, float]:
+    """Share of the exact optimum's improvement after stage 1 and at each lambda.
+
+    Args:
+        pairs: Preference pairs of each objective.
+        updates: Updates of each stage, about.
+        lambdas: Values of lambda in stage 2.
+        folder: For the sweep's results; its store is shared.
+        first: Arguments of the sweep that its own settings come after.
+    """
+    epochs = max(2, round(updates * 256 / pairs))
     grid = {"chain": "dpo:helpfulness>dpo:harmlessness", "beta": BETA, "beta_over_lambda": [BETA / v for v in lambdas]}
     settings = [f"chains={json.dumps([grid])}", "merges=[]", f"training.dpo.epochs={epochs}"]
     settings += [f"data.preferences.{name}.rows={pairs}" for name in ("helpfulness", "harmlessness")]
-    more = [word for setting in settings for word in ("--set", setting)]
+    more = [*first, *(word for setting in settings for word in ("--set", setting))]
     answer = sweep(QUICKSTART, folder / str(pairs), "--store", str(folder / "store"), *more, timeout=3600)
     if answer.returncode:
         raise SystemExit(answer.stdout + answer.stderr)
     trials = tables.load(folder / str(pairs)).trials
-    found: dict[str, float] = {
+    row: dict[str, float] = {
         "pairs": pairs,
         "stage 1": trials.loc[trials["method"] == "one-step", "share_of_optimum"].item(),
     }
     for value in lambdas:
-        found[f"lambda {value:g}"] = trials.loc[trials["lambda"] == value, "share_of_optimum"].item()
-    return found
+        row[f"lambda {value:g}"] = trials.loc[trials["lambda"] == value, "share_of_optimum"].item()
+    return row
 
 
 if __name__ == "__main__":

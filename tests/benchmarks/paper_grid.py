@@ -1,10 +1,10 @@
-"""The paper's grid on a tiny model: one sweep, against the method's way on today's TRL, a process a command.
+"""The paper's grid on a tiny model: one sweep, against the paper's pipeline on TRL with one process per command.
 
 Both sides start from the same SFT policy and the same tokenised preferences, train the same stages on both cores,
-average the same merges and judge as many pairs in both orders with the same endpoint on loopback, which takes `--delay`
-seconds a call. The method's way: `accelerate launch` (ZeRO-3, two processes) for every stage with a live reference, a
-checkpoint for every q, answers one at a time, judge calls one after the other. What each part took is printed, so that
-the ratio without judging can be read off too.
+average the same merges and judge equally many pairs in both orders by the same endpoint on loopback, which takes
+`--delay` seconds per call. The pipeline (`tests.plain_trl`) runs `accelerate launch` (ZeRO-3, two processes) with a
+live reference for every stage, writes a checkpoint for every merge ratio, answers one prompt at a time and calls the
+judge in a sequential loop. The time of each part is printed, and the ratio without judging.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from sacpo.cluster import executor, tuner
+from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
+from sacpo.planning.payloads import DPOPayload
 from sacpo.planning.planner import make_plan
 from sacpo.results import tables
 from sacpo.spaces.loading import load_space
 from sacpo.store.step_store import Store
+from tests.benchmarks._options import parse
 from tests.benchmarks.stage_overhead import launch
 from tests.benchmarks.stage_overhead import settings as stage_settings
 from tests.commands import sweep, write_space
@@ -35,12 +37,12 @@ from tests.servers import Behaviour, Say, scripted, verdict
 from tests.spaces import ROOT, small
 
 CHAIN = "dpo:helpfulness>dpo:harmlessness"
-BETA, KL, RATIOS, CONSERVATIVE = 2.0, [2.0, 1.0, 0.5, 0.2], [0.25, 0.5, 0.75], 0.2  # lambda = 1, 2, 4, 10
+BETA, CONSERVATIVE = 2.0, 0.2
 DPO = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 64, "lr_scheduler": "constant", "warmup_ratio": 0.0}
 
 
 def serve(pipe: Connection, delay: float) -> None:
-    """Tell the address of a judge that takes its time, and end it when told to."""
+    """Run a judge that takes `delay` seconds per call; send its address, and stop at the first message."""
 
     def policy(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
         return Say(verdict("A" if len(first) > len(second) else "B"), delay=delay)
@@ -50,8 +52,8 @@ def serve(pipe: Connection, delay: float) -> None:
         pipe.recv()
 
 
-def grid(base_url: str) -> dict[str, Any]:
-    """The space: one stage 1, four stages 2 at the paper's lambdas, three merges with the conservative one."""
+def grid(base_url: str, kl_parameters: list[float], ratios: list[float]) -> dict[str, Any]:
+    """The space: one stage 1, a stage 2 per KL parameter, merges with the most conservative stage 2."""
     judge = {
         "kind": "llm",
         "model": "scripted",
@@ -59,9 +61,9 @@ def grid(base_url: str) -> dict[str, Any]:
         "api_key_env": None,
         "calls": {"concurrency": 64},
     }
-    data = small(chains=[{"chain": CHAIN, "beta": BETA, "beta_over_lambda": KL}], training__dpo=DPO)
+    data = small(chains=[{"chain": CHAIN, "beta": BETA, "beta_over_lambda": kl_parameters}], training__dpo=DPO)
     data["merges"] = [
-        {"method": "p-sacpo", "chain": CHAIN, "beta": BETA, "beta_over_lambda": CONSERVATIVE, "q": RATIOS}
+        {"method": "p-sacpo", "chain": CHAIN, "beta": BETA, "beta_over_lambda": CONSERVATIVE, "q": ratios}
     ]
     data["evaluation"]["sentinels"] = []
     for criterion in ("helpfulness", "harmlessness"):
@@ -70,16 +72,16 @@ def grid(base_url: str) -> dict[str, Any]:
 
 
 def plain(command: str, **values: Any) -> None:
-    """One of the plain scripts, in a process of its own."""
+    """Run one command of `tests.plain_trl` in a process of its own."""
     subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.plain", command, json.dumps(values)],
+        [sys.executable, "-m", "tests.plain_trl", command, json.dumps(values)],
         check=True, cwd=ROOT, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
     )  # fmt: skip
 
 
-def method_way(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]], generation: dict[str, Any],
-               base_url: str) -> Counter[str]:  # fmt: skip
-    """The seconds of each part of the method's way."""
+def pipeline(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]], generation: dict[str, Any],
+             base_url: str, kl_parameters: list[float], ratios: list[float]) -> Counter[str]:  # fmt: skip
+    """Seconds of each part of the paper's pipeline."""
     seconds: Counter[str] = Counter()
 
     def timed(part: str, started: float) -> None:
@@ -87,13 +89,16 @@ def method_way(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]]
 
     settings = stage_settings(2, 1)
     policies = {"sft": inputs["sft"]}
-    stages = [("first", "sft", "helpfulness", BETA), *((f"second-{kl}", "first", "harmlessness", kl) for kl in KL)]
+    stages = [
+        ("first", "sft", "helpfulness", BETA),
+        *((f"second-{kl}", "first", "harmlessness", kl) for kl in kl_parameters),
+    ]
     for name, start, objective, kl in stages:
         started = time.monotonic()
         launch(2, root / name, policy=policies[start], data=inputs[objective], kl_parameter=kl, settings=settings)
         policies[name] = str(root / name)
         timed("training", started)
-    for q in RATIOS:
+    for q in ratios:
         started = time.monotonic()
         policies[f"q={q}"] = str(root / f"q={q}")
         plain("merge", first=policies["first"], second=policies[f"second-{CONSERVATIVE}"], q=q, out=policies[f"q={q}"])
@@ -113,44 +118,50 @@ def method_way(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]]
 
 
 def main() -> None:
+    """Run both sides and print the ratio of their wall times."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--delay", type=float, default=0.25, help="seconds that the judge takes for a call")
-    delay = parser.parse_args().delay
+    parser.add_argument("--delay", type=float, default=0.25, help="seconds that the judge takes per call")
+    parser.add_argument("--kl-parameters", type=float, nargs="+", default=[2.0, 1.0, 0.5, CONSERVATIVE],
+                        help=f"beta/lambda of the stages 2; lambda = {BETA} / value")  # fmt: skip
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="q of the merges")
+    parser.add_argument("--address", default="local", help="passed on to the sweep")
+    options = parse(parser, delay=0.0, kl_parameters=[CONSERVATIVE], ratios=[0.5], address="in-process")
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=serve, args=(there, delay), daemon=True)
+    pipe, server_pipe = context.Pipe()
+    process = context.Process(target=serve, args=(server_pipe, options.delay), daemon=True)
     process.start()
-    base_url = here.recv()
+    base_url = pipe.recv()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        path, store = write_space(grid(base_url), root), Store(root / "store")
+        path, store = write_space(grid(base_url, options.kl_parameters, options.ratios), root), Store(root / "store")
         plan = make_plan(load_space(path))
-        stages = [s for s in plan.steps.values() if s.kind == "train" and s.payload["method"] == "dpo"]
-        datas = {s.payload["objective"]: s.parents["data"] for s in stages}
+        stages = [(s, s.payload) for s in plan.steps.values() if isinstance(s.payload, DPOPayload)]
+        datas = {payload.objective: step.parents["data"] for step, payload in stages}
         inputs = {"sft": plan.baseline.policy["policy"], **datas}
-        with tuner.cluster("local", num_cpus=2):  # what both sides start from
-            for step in inputs.values():
-                Runner(plan, store, "inputs", executor.execute).ensure(step)
-        ready = {name: str(store.output(step)) for name, step in inputs.items()}
-        prompts = {name: [prompt.text for prompt in found] for name, found in plan.prompts.items()}
-        theirs = method_way(root, ready, prompts, plan.space.evaluation.generation.model_dump(), base_url)
+        for step in inputs.values():  # both sides start from these
+            Runner(plan, store, "inputs", in_process.execute).ensure(step)
+        ready = {name: str(store.verified_output_dir(step)) for name, step in inputs.items()}
+        prompts = {name: [prompt.text for prompt in rows] for name, rows in plan.prompts.items()}
+        generation = plan.space.evaluation.generation.model_dump()
+        other = pipeline(root, ready, prompts, generation, base_url, options.kl_parameters, options.ratios)
         started = time.monotonic()
-        done = sweep(path, root / "results", "--store", str(root / "store"), "--skip-canaries")  # the others have none
+        done = sweep(path, root / "results", "--store", str(root / "store"), "--skip-canaries",  # the pipeline has none
+                     "--address", options.address)  # fmt: skip
         ours = time.monotonic() - started
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
         steps = tables.load(root / "results").steps
         calls = len(tables.load(root / "results").verdicts)
-    here.send("end")
-    total = sum(theirs.values())
-    for part, value in theirs.items():
-        print(f"the method's way, {part:10} {value:7.1f} s")
+    pipe.send("end")
+    total = sum(other.values())
+    for part, value in other.items():
+        print(f"the paper's pipeline, {part:10} {value:7.1f} s")
     print(steps[~steps["reused"]].groupby("kind")["seconds"].agg(["count", "sum"]).round(1).to_string())
     figures = {
         "wall_ratio": round(total / ours, 2),
-        "method_seconds": round(total, 1),
+        "pipeline_seconds": round(total, 1),
         "sweep_seconds": round(ours, 1),
-        "wall_ratio_without_judging": round((total - theirs["judging"]) / ours, 2),
+        "wall_ratio_without_judging": round((total - other["judging"]) / ours, 2),
         "verdicts": calls,
     }
     print(json.dumps(figures))

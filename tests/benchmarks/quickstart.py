@@ -1,4 +1,4 @@
-"""The quickstart, from nothing to its front, then once more: wall time, where it goes, how good the policies are."""
+"""The quickstart, from an empty folder to its front, then once more: wall time by part, quality of the policies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import pandas as pd
 
 from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
+from tests.benchmarks._options import parse
 from tests.commands import sweep
+
+TOY = [
+    "model.hidden_size=16", "model.layers=1", "model.heads=2", "data.demonstrations.rows=512",
+    *(f"data.preferences.{name}.rows=512" for name in ("helpfulness", "harmlessness")),
+    "training.sft.epochs=1", "training.dpo.epochs=1", "chains.0.beta_over_lambda=1.0", "merges=[]",
+    "evaluation.generation.samples=1",
+]  # fmt: skip
 
 
 def covered(intervals: list[tuple[float, float]]) -> float:
@@ -25,16 +33,20 @@ def covered(intervals: list[tuple[float, float]]) -> float:
 
 
 def shares(steps: pd.DataFrame, wall: float) -> tuple[float, float]:
-    """(share of wall time with no step's workers alive, share with workers alive of which none has begun its work)."""
-    alive = covered(list(zip(steps["started_at"], steps["ended"], strict=True)))
-    working = covered(list(zip(steps["first_update_at"], steps["ended"], strict=True)))
+    """(share of wall time with no worker alive, share with workers alive but none of them past its start)."""
+    alive = covered(list(zip(steps["started_at"], steps["ended_at"], strict=True)))
+    working = covered(list(zip(steps["first_update_at"], steps["ended_at"], strict=True)))
     return 1 - alive / wall, (alive - working) / wall
 
 
 def main() -> None:
+    """Run the sweep twice and print both times and what the tables hold."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--address", default="local", help="passed on to the sweep")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to the sweep")
-    more = [word for setting in parser.parse_args().set for word in ("--set", setting)]
+    options = parse(parser, address="in-process")
+    settings = [*(TOY if options.smoke else []), *options.set]
+    more = ["--address", options.address, *(word for setting in settings for word in ("--set", setting))]
     with tempfile.TemporaryDirectory() as temporary:
         results = Path(temporary) / "results"
         seconds = []

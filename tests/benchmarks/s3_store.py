@@ -1,4 +1,4 @@
-"""A store in a bucket against one on a path: the same space, cold, in turns, wall time of both."""
+"""Wall time of a sweep with its store in a bucket (on loopback), against a store on a path: both cold, in turns."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from pathlib import Path
 
 from sacpo.results import tables
 from sacpo.sweep import QUICKSTART
+from tests.benchmarks._options import parse
+from tests.benchmarks.quickstart import TOY
 from tests.commands import sweep
 from tests.s3 import Service
 
 
 def main() -> None:
+    """Run the pairs of sweeps and print the medians of both sides."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--space", type=Path, default=QUICKSTART)
-    parser.add_argument("--pairs", type=int, default=2, help="each in the other order than the one before")
-    arguments = parser.parse_args()
+    parser.add_argument("--pairs", type=int, default=2, help="sweeps of each side; their order alternates")
+    arguments = parse(parser, pairs=1)
+    toy = ["--address", "in-process", *(word for setting in TOY for word in ("--set", setting))]
+    more = toy if arguments.smoke else []
     space = arguments.space.absolute()
     columns = ["label", "helpfulness", "harmlessness"]
     seconds: dict[str, list[float]] = {"path": [], "bucket": []}
@@ -33,7 +38,7 @@ def main() -> None:
                 os.environ["SACPO_CACHE"] = str(folder / "cache")
                 stores = {"path": str(folder / "store"), "bucket": service.uri(f"store-{pair}")}
                 for side in sorted(stores, reverse=pair % 2 == 0):
-                    seconds[side].append(timed(space, folder / side, stores[side]))
+                    seconds[side].append(timed(space, folder / side, stores[side], *more))
                 path, bucket = (tables.load(folder / side).trials[columns] for side in stores)
                 same = same and bool(path.equals(bucket))
                 print({side: round(values[-1], 1) for side, values in seconds.items()}, flush=True)
@@ -49,9 +54,10 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def timed(space: Path, results: Path, store: str) -> float:
+def timed(space: Path, results: Path, store: str, *more: str) -> float:
+    """Seconds of one sweep."""
     started = time.monotonic()
-    answer = sweep(space, results, "--store", store, timeout=3600)
+    answer = sweep(space, results, "--store", store, *more, timeout=3600)
     if answer.returncode:
         raise SystemExit(answer.stdout + answer.stderr)
     return time.monotonic() - started

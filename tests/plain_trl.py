@@ -1,7 +1,7 @@
-"""The method's pipeline as plain scripts on today's TRL, a process a command: what a sweep is held against.
+"""The paper's pipeline as plain scripts on TRL, one process per command: the benchmarks compare sweeps with it.
 
-`train` is for `accelerate launch`; `merge`, `answer` and `judge` do for one policy what the method's own scripts do: an
-average written to disk, greedy or sampled answers one prompt at a time, judge calls one after the other.
+`train` is for `accelerate launch`. `merge`, `answer` and `judge` do for one policy what the scripts of the paper's code
+do: they write an average to disk, answer one prompt at a time, and call the judge in a sequential loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def train(policy: Path, data: Path, out: Path, kl_parameter: float, settings: dict[str, Any]) -> None:
-    """One DPO stage with a live reference, on examples that are tokenised already; writes `clock.json` too."""
+    """One DPO stage with a live reference on tokenised examples; `clock.json` gets the times of its updates."""
     import deepspeed
     import pyarrow.parquet as pq
     import torch
@@ -57,11 +57,11 @@ def train(policy: Path, data: Path, out: Path, kl_parameter: float, settings: di
         (out / "clock.json").write_text(json.dumps({"first": clock.first, "ends": clock.ends}))
     torch.distributed.barrier()
     sys.stdout.flush()
-    os._exit(0)  # now and then one aborts in the interpreter's end ("terminate called without an active exception")
+    os._exit(0)  # a process sometimes aborts while it exits ("terminate called without an active exception")
 
 
 def merge(first: Path, second: Path, q: float, out: Path) -> None:
-    """The average of two policies as a checkpoint."""
+    """Write the average of two policies as a checkpoint."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -74,7 +74,7 @@ def merge(first: Path, second: Path, q: float, out: Path) -> None:
 
 
 def answer(policy: Path, prompts: Path, out: Path, samples: int, max_new_tokens: int) -> None:
-    """Answers to prompts, one at a time."""
+    """Sample answers to prompts, one prompt at a time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,18 +94,18 @@ def answer(policy: Path, prompts: Path, out: Path, samples: int, max_new_tokens:
 
 
 def judge(answers: Path, baseline: Path, base_url: str, out: Path) -> None:
-    """Both orders of every pair, one call after the other; a failed one is a tie, as in the method's scripts."""
+    """Judge both orders of every pair in a sequential loop; a failed call is a tie, as in the paper's code."""
     from openai import OpenAI
 
     client = OpenAI(base_url=base_url, api_key="none")
     rng = random.Random(0)
     score, count = 0.0, 0
-    for mine, other in zip(json.loads(answers.read_text()), json.loads(baseline.read_text()), strict=True):
+    for ours, other in zip(json.loads(answers.read_text()), json.loads(baseline.read_text()), strict=True):
         for turned in (False, True):
-            pair = [mine["response"], other["response"]][:: -1 if turned else 1]
+            pair = [ours["response"], other["response"]][:: -1 if turned else 1]
             token = f"{rng.getrandbits(64):x}"
             names = ("message", "answer A", "answer B")
-            parts = zip(names, [mine["prompt"], *pair], strict=True)
+            parts = zip(names, [ours["prompt"], *pair], strict=True)
             content = "\n".join(f"<<<{name} {token}>>>\n{text}\n<<<end of {name} {token}>>>" for name, text in parts)
             try:
                 reply = client.chat.completions.create(
@@ -120,6 +120,7 @@ def judge(answers: Path, baseline: Path, base_url: str, out: Path) -> None:
 
 
 def main() -> None:
+    """Run one command with the arguments given as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("command", choices=["train", "merge", "answer", "judge"])
     parser.add_argument("values", help="the function's arguments as a JSON object")

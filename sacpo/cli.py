@@ -1,0 +1,54 @@
+"""The console script `sacpo`: `sacpo COMMAND ...` is the same as `python -m sacpo.COMMAND ...`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from sacpo import __version__
+
+COMMANDS = {
+    "sweep": "run a space to its Pareto front, or continue; --status and --dry-run inform",
+    "judge": "judge the stored answers of a sweep by a further judge",
+    "report": "write tables, plot and page of a results folder again, from its store",
+    "export": "write a policy as a Hugging Face folder with a model card",
+}
+"""Name of each command, which is also the name of its module, and what it does."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; only its module is imported. Exit status: the command's, or 2 if there is no such command."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(_usage())
+        return 0
+    if arguments[:1] == ["--version"]:
+        print(f"sacpo {__version__}")
+        return 0
+    if not arguments or arguments[0] not in COMMANDS:
+        similar = difflib.get_close_matches(arguments[0], COMMANDS, n=1) if arguments else []
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        problem = f"unknown command {arguments[0]!r}{hint}" if arguments else "a command is required"
+        print(f"error: {problem}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    status: int = importlib.import_module(f"sacpo.{arguments[0]}").main(arguments[1:])
+    return status
+
+
+def _usage() -> str:
+    return "\n".join(
+        [
+            "usage: sacpo COMMAND ...",
+            "",
+            "Sweeps of SACPO that end in a Pareto front of helpfulness against harmlessness.",
+            "",
+            *(f"  {name:8} {text}" for name, text in COMMANDS.items()),
+            "",
+            "`sacpo COMMAND --help` lists the options of a command.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

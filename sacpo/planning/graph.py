@@ -1,0 +1,58 @@
+"""The graph of steps that the planners fill: each step once, each input file hashed once, each prompt set once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sacpo.data.prompts import Prompt
+from sacpo.hashing import canonical, content_id, file_digest
+from sacpo.planning.kinds import KINDS
+from sacpo.planning.payloads import Content, FileContent, HubContent, Payload, hashed
+from sacpo.planning.plan import Step
+
+
+class Graph:
+    """Steps, inputs and prompt sets of a plan that is being made, or of an existing plan that is extended."""
+
+    def __init__(self, steps: dict[str, Step] | None = None) -> None:
+        self.steps: dict[str, Step] = dict(steps or {})
+        self.prompt_sets: dict[str, tuple[Prompt, ...]] = {}
+        self.contents: dict[tuple[str, str | None], Content] = {}
+
+    def add(self, kind: str, label: str, payload: Payload, parents: dict[str, str] | None = None) -> str:
+        """Add a step unless it is there; returns its id."""
+        parents = dict(parents or {})
+        recipe = KINDS[kind].recipe
+        step_id = content_id(kind, {"recipe": recipe, "payload": hashed(payload), "parents": parents})
+        if step_id not in self.steps:
+            step = Step(id=step_id, kind=kind, label=label, recipe=recipe, payload=payload, parents=parents)
+            self.steps[step_id] = step
+        return step_id
+
+    def content(self, path: str, revision: str | None) -> Content:
+        """Identity of an input, hashed once.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        key = (path, revision)
+        if key not in self.contents:
+            self.contents[key] = _source_content(path, revision)
+        return self.contents[key]
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> str:
+        """Keep a set of prompts; returns the id by which payloads name it."""
+        prompts = tuple(prompts)
+        texts = canonical([[prompt.prompt_id, prompt.text, prompt.category] for prompt in prompts])
+        key = f"prompts-{hashlib.sha256(texts.encode()).hexdigest()[:20]}"
+        self.prompt_sets[key] = prompts
+        return key
+
+
+def _source_content(path: str, revision: str | None) -> Content:
+    """Identity of an input: the digest of a local file or folder, or the revision of a hub id."""
+    if Path(path).exists():
+        return FileContent(sha256=file_digest(Path(path)))
+    return HubContent(hub=path, revision=str(revision))

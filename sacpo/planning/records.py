@@ -1,0 +1,296 @@
+"""Records: the facts about a finished step, as frozen models. The store keeps one for every step that is done.
+
+`metrics` and `effective` have one model for each kind of step. A field that is added later needs a default, so that
+records of older versions stay readable; fields of newer versions are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SerializeAsAny
+
+from sacpo.spaces.evaluation import Generation
+
+
+class Stored(BaseModel):
+    """Base of the models that only the store keeps; unknown fields of a newer version are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Metrics(Stored):
+    """Measured numbers of a step; each kind has a model of its own."""
+
+
+class ModelMetrics(Metrics):
+    """Sizes of the base model."""
+
+    parameters: int
+    vocabulary: int
+
+
+class PreferencesMetrics(Metrics):
+    """Rows sampled from the synthetic world."""
+
+    rows: int
+
+
+class DataMetrics(Metrics):
+    """Rows read, rows left out by reason, and examples kept.
+
+    Attributes:
+        invalid_rows: Number of rows that cannot be used, by reason.
+        evaluation_prompt_rows: Rows left out since an evaluation asks their prompt.
+        held_out: Pairs kept aside to measure a trained judge; None where no judge is trained on the examples.
+    """
+
+    rows: int
+    invalid_rows: dict[str, int]
+    evaluation_prompt_rows: int
+    examples: int
+    held_out: int | None = None
+
+
+class InspectionMetrics(Metrics):
+    """Sources and prompts that were inspected; `positions` is None if the model states no limit."""
+
+    sources: int
+    prompts: int
+    positions: int | None
+
+
+class ReferenceMetrics(Metrics):
+    """Examples scored, their tokens, and the padding tokens that were computed beside them."""
+
+    examples: int
+    tokens: int
+    padding: int
+
+    def joined(self, other: ReferenceMetrics) -> ReferenceMetrics:
+        """The metrics of two shards together."""
+        return ReferenceMetrics(**_sums(self, other))
+
+
+class Throughput(Metrics):
+    """Speed and memory of the updates that this run made, all workers together.
+
+    Attributes:
+        training_seconds: From the first forward pass to the end.
+        padding_fraction: Padding tokens / all tokens.
+        flops_per_second: 6 x parameters x tokens / seconds; attention is left out.
+        peak_memory_bytes: Of one accelerator, or of one process where there is none.
+        peak_flops: Dense bfloat16 peak of one accelerator; None if unknown.
+        mfu: `flops_per_second` / (accelerators x `peak_flops`).
+    """
+
+    training_seconds: float
+    tokens: int
+    padding_fraction: float
+    tokens_per_second: float
+    examples_per_second: float
+    parameters: int
+    flops_per_second: float
+    peak_memory_bytes: int
+    peak_flops: float | None = None
+    mfu: float | None = None
+
+
+class JudgeAccuracy(Metrics):
+    """How often a trained judge prefers the chosen answer of held-out pairs (ties count half), and its calibration.
+
+    Attributes:
+        temperature: P(win) = sigmoid(score difference / temperature), fitted on the held-out pairs.
+        calibration_error: Expected calibration error at that temperature.
+        calibration_error_before: The same at temperature 1.
+        reliability: (mean predicted probability, share won, pairs) of each bin of the reliability diagram at the fitted
+            temperature.
+    """
+
+    held_out_pairs: int
+    held_out_accuracy: float
+    temperature: float
+    calibration_error: float
+    calibration_error_before: float
+    reliability: tuple[tuple[float, float, int], ...]
+
+
+class TrainMetrics(Metrics):
+    """Course of a training step.
+
+    Attributes:
+        first_loss: Loss of the first update.
+        final_loss: Mean loss of the last twentieth of the updates.
+        reward_accuracy, margin, chosen_logp_change, warnings: See `sacpo.steps.course.Course`.
+        resumed: The run started from a checkpoint.
+        start_seconds: Seconds before the first update, by part.
+        reference_max_difference: Largest difference in nats between the precomputed and the live reference
+            log-probabilities before the first update; None where they were not compared.
+        throughput: None if the run made no update.
+    """
+
+    updates: int
+    examples_per_epoch: int
+    first_loss: float
+    final_loss: float
+    resumed: bool
+    start_seconds: dict[str, float]
+    reward_accuracy: float | None = None
+    margin: float | None = None
+    chosen_logp_change: float | None = None
+    warnings: tuple[str, ...] = ()
+    reference_max_difference: float | None = None
+    throughput: Throughput | None = None
+    judge: JudgeAccuracy | None = None
+
+
+class GenerateMetrics(Metrics):
+    """Answers and their tokens.
+
+    Attributes:
+        finished_fraction: Share of the answers that ended before the token limit.
+        kl_to_sft: Estimate of KL(policy || SFT) in nats per answer; None where answers are not plain samples.
+    """
+
+    responses: int
+    tokens: int
+    finished_fraction: float
+    kl_to_sft: float | None = None
+
+
+class JudgeMetrics(Metrics):
+    """Verdicts and the calls that they took; `undecided` verdicts are unparsable or unavailable."""
+
+    verdicts: int
+    calls: int
+    undecided: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    def joined(self, other: JudgeMetrics) -> JudgeMetrics:
+        """The metrics of two shards together."""
+        return JudgeMetrics(**_sums(self, other))
+
+
+class CanaryMetrics(JudgeMetrics):
+    """Verdicts on canned pairs.
+
+    Attributes:
+        win_rate: Win rate of the better answers.
+        order_inconsistency: Share of pairs whose verdict changed with the order of the answers; None for judges that
+            score each answer by itself.
+    """
+
+    win_rate: float
+    order_inconsistency: float | None
+
+
+class Effective(Stored):
+    """Settings read back from the objects that did the work; kinds that have some extend it."""
+
+
+class TrainEffective(Effective):
+    """Settings as the built trainer and the DeepSpeed engine hold them."""
+
+    settings: dict[str, Any]
+    dtype: str
+    per_device_batch: int
+    accumulation: int
+    world_size: int
+    zero_stage: int
+
+
+class GenerateEffective(Effective):
+    """Settings with which the answers were generated; None for a sentinel that generates nothing."""
+
+    generation: Generation | None = None
+    device: str = ""
+    dtype: str = ""
+
+
+class JudgeEffective(Effective):
+    """Facts that an LLM endpoint gave about itself and the calls made to it; empty for other judges."""
+
+    models: tuple[str, ...] = ()
+    fingerprints: tuple[str, ...] = ()
+    structured: bool | None = None
+    calls: int = 0
+    from_ledger: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    spend: float = 0.0
+
+
+class StepFacts(Stored):
+    """Facts about how a step was carried out.
+
+    Attributes:
+        workers: Processes that worked.
+        seconds: From the start of the first worker process to the end.
+        device_seconds: Seconds x accelerators held (CPU workers where there are none).
+        started_at, first_update_at, ended_at: Seconds since the epoch. The first update is the first training update,
+            or the first answer or score.
+    """
+
+    metrics: SerializeAsAny[Metrics]
+    effective: SerializeAsAny[Effective]
+    workers: int
+    seconds: float
+    device_seconds: float
+    started_at: float
+    first_update_at: float
+    ended_at: float
+
+
+class StepResult(StepFacts):
+    """What an executor returns for a step.
+
+    Attributes:
+        files: Digest of each output file by name, where the process that wrote them has uploaded them; else None.
+    """
+
+    files: dict[str, str] | None = None
+
+
+class StepRecord(StepFacts):
+    """A done step, as the store keeps it in `record.json`. Read one with `sacpo.planning.kinds.read_record`.
+
+    Attributes:
+        recipe: Recipe version of the kind that produced it.
+        parents: Role to step id.
+        output: Name of the folder that holds the output.
+        files: Digest of each file of the output, by its path in that folder.
+        attempts: Number of the attempt that succeeded.
+        run: Id of the sweep run that did it.
+    """
+
+    step_id: str
+    kind: str
+    label: str
+    recipe: int
+    parents: dict[str, str]
+    output: str
+    files: dict[str, str]
+    attempts: int
+    run: str
+
+
+class Failure(Stored):
+    """Why an attempt at a step failed.
+
+    Attributes:
+        run: Id of the sweep run.
+        error: The reason.
+        log: The log that was written last, as a path in the store; None if there is none.
+        time: Seconds since the epoch.
+    """
+
+    run: str
+    error: str
+    log: str | None
+    time: float
+
+
+def _sums(first: BaseModel, second: BaseModel) -> dict[str, Any]:
+    """Field by field, the sum of two models of one type."""
+    return {name: getattr(first, name) + getattr(second, name) for name in type(first).model_fields}

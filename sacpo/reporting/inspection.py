@@ -1,0 +1,50 @@
+"""The text of `--inspect`: what the model will see, from `inspection.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sacpo.spaces.space import Space
+
+_WIDTH = 400  # characters of a rendered example
+
+
+def inspection_text(content: dict[str, Any], space: Space) -> str:
+    """The inspection as text.
+
+    Args:
+        content: `inspection.json`.
+        space: The space that was inspected.
+    """
+    positions = content["positions"]
+    limit = "no limit in its configuration" if positions is None else f"{positions} positions"
+    lines = [
+        f"model: {limit}; an answer ends at {' or '.join(content['end_tokens'])}",
+        "texts are shown as tokens separated by |; \N{DOUBLE VERTICAL LINE} ends the prompt, training is on what follows",
+    ]
+    for source in content["data"]:
+        lines += ["", source["source"]]
+        held_out = f", {source['held_out']} held out" if source["held_out"] else ""
+        lines.append(f"  {source['rows']} rows, {source['examples']} examples{held_out}")
+        lines += [f"  left out, {reason}: {count}" for reason, count in source["left_out"].items() if count]
+        lines.append(f"  tokens: {_lengths(source['tokens'])}; data.max_length {space.data.max_length}")
+        lines += [f"  {_shortened(text)}" for text in source["shown"]]
+    for criterion in content["evaluation"]:
+        lines += ["", f"prompts of {criterion['criterion']}: {criterion['prompts']}"]
+        new_tokens = space.evaluation.generation.max_new_tokens
+        lines.append(f"  tokens: {_lengths(criterion['tokens'])}; max_new_tokens {new_tokens}")
+        lines += [f"  {_shortened(text)}" for text in criterion["shown"]]
+    answer = content["answer"]
+    lines += ["", f"the model's greedy answer to {answer['prompt']!r}:", f"  {_shortened(answer['response'])}"]
+    return "\n".join(lines)
+
+
+def _lengths(percentiles: dict[str, int]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in percentiles.items())
+
+
+def _shortened(text: str) -> str:
+    """The beginning and the end of a long text, on one line."""
+    text = text.replace("\n", "\\n")
+    half = _WIDTH // 2
+    return text if len(text) <= _WIDTH else f"{text[:half]} ... {text[-half:]}"

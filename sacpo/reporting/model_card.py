@@ -1,0 +1,83 @@
+"""The model card of an exported policy. It holds no path of the machine that made the policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sacpo.planning.payloads import hashed
+from sacpo.planning.plan import Plan, Trial
+from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.results.sweep_facts import SweepFacts
+
+
+def model_card(plan: Plan, trial: Trial, row: Mapping[Any, Any], facts: SweepFacts) -> str:
+    """Origin of a policy, its settings, and its win rates with their judges, as Markdown.
+
+    Args:
+        plan: The plan of the sweep.
+        trial: The trial of the policy.
+        row: The trial's row of the trial table.
+        facts: The facts of the sweep.
+    """
+    sections = [
+        _origin(plan, trial),
+        _win_rates(plan, row),
+        *_merge(plan, trial),
+        _steps(plan, trial),
+        _versions(facts),
+    ]
+    front_matter = ["---", "library_name: transformers", "tags: [sacpo, trl, alignment]", "---", "", f"# {trial.label}"]
+    return "\n\n".join(["\n".join(front_matter), *sections]) + "\n"
+
+
+def _origin(plan: Plan, trial: Trial) -> str:
+    steps = " and ".join(f"`{step}`" for step in trial.policy.values())
+    weights = "" if trial.q is None else f" with weights {1 - trial.q:g} and {trial.q:g}"
+    sweep = f"from the sweep `{plan.space.name}`, trial `{trial.trial_id}`"
+    return f"Method `{trial.method}`, {sweep}, made of {steps}{weights}."
+
+
+def _win_rates(plan: Plan, row: Mapping[Any, Any]) -> str:
+    lines = [
+        "| criterion | win rate against the SFT policy | 95 % interval | verdicts | judge |",
+        "|---|---|---|---|---|",
+    ]
+    for criterion, settings in plan.space.evaluation.criteria.items():
+        accuracy = finite_or_none(row.get(f"{criterion}_judge_accuracy"))
+        judge = settings.judge.kind + ("" if accuracy is None else f", held-out accuracy {accuracy:.3f}")
+        rate, low, high = (number_text(row[f"{criterion}{end}"]) for end in ("", "_low", "_high"))
+        lines.append(f"| {criterion} | {rate} | {low} to {high} | {row[f'n_{criterion}']} | {judge} |")
+    return "\n".join([*lines, "", "The numbers hold for these judges and prompts only."])
+
+
+def _merge(plan: Plan, trial: Trial) -> list[str]:
+    """How to get the parents that `mergekit.yaml` names by their roles; nothing for a policy that is no merge."""
+    if trial.q is None:
+        return []
+    labels = {tuple(t.policy.values()): t.label for t in plan.trials}
+    lines = ["## The same merge with mergekit", ""]
+    lines += ["`mergekit-yaml mergekit.yaml OUT` averages the weights of two folders beside it:", ""]
+    for role, step_id in trial.policy.items():
+        label = labels.get((step_id,))
+        command = f'`sacpo export RESULTS "{label}" {role}`'
+        lines.append(f"- `{role}`: {f'output of step `{step_id}` in the store' if label is None else command}")
+    return ["\n".join(lines)]
+
+
+def _steps(plan: Plan, trial: Trial) -> str:
+    lines = ["## Steps", "", "Settings that are not listed have their defaults."]
+    for step_id in dict.fromkeys(step for end in trial.policy.values() for step in plan.ancestors(end)):
+        step = plan.steps[step_id]
+        settings = json.dumps(hashed(step.payload), indent=1, sort_keys=True)
+        lines += ["", f"`{step.id}` {step.label}", "", "```json", settings, "```"]
+    return "\n".join(lines)
+
+
+def _versions(facts: SweepFacts) -> str:
+    if not facts.runs:
+        return "## Versions\n\nUnknown: all steps were carried out by other sweeps of the same store."
+    run = facts.runs[-1]
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    return f"## Versions\n\n{versions}; commit {run.git_commit or 'unknown'}"

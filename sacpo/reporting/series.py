@@ -1,0 +1,149 @@
+"""The series of trials that every plot of the front shows: which trials belong together, colours, markers, labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sacpo.reporting.formats import finite_or_none
+from sacpo.results.exact import chain_objectives
+from sacpo.spaces.evaluation import CRITERIA
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIN_RATES = CRITERIA
+GOLD = ("expected_reward", "expected_safety")
+TITLES = {
+    "helpfulness": "helpfulness: win rate against SFT",
+    "harmlessness": "harmlessness: win rate against SFT",
+    "expected_reward": "gold reward E[r]",
+    "expected_safety": "gold safety E[g]",
+}
+METHOD_NAMES = {
+    "sft": "SFT",
+    "one-step": "one step",
+    "sacpo": "SACPO",
+    "p-sacpo": "P-SACPO",
+    "naive-merge": "naive merge",
+    "sentinel": "sentinel",
+}
+INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"
+# Okabe and Ito's colours can be told apart with colour blindness; the markers differ too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B")
+MARKERS = (
+    ("o", "circle"),
+    ("s", "square"),
+    ("D", "diamond"),
+    ("^", "triangle-up"),
+    ("v", "triangle-down"),
+    ("P", "cross"),
+    ("X", "x"),
+    ("<", "triangle-left"),
+)
+# References, which belong to no series of policies: colour, marker of matplotlib, symbol of plotly.
+_REFERENCES = {"sft": (INK, "*", "star"), "sentinel": (GREY, "d", "diamond-tall")}
+
+
+@dataclass(frozen=True)
+class Series:
+    """The trials of one method and chain.
+
+    Attributes:
+        name: Name for the legend.
+        colour: Hexadecimal RGB.
+        marker, symbol: The marker in matplotlib and in plotly.
+        runs: The rows along lambda or q, for each beta and seed; a line joins the points of a run.
+    """
+
+    name: str
+    colour: str
+    marker: str
+    symbol: str
+    runs: list[pd.DataFrame]
+
+
+def all_series(rows: pd.DataFrame) -> list[Series]:
+    """Group trials by method and chain, each group with a colour and a marker of its own.
+
+    Within a group, trials with another beta, seed or (for merges) beta/lambda are separate runs, so that along a line
+    only lambda or q varies.
+    """
+    series = []
+    keys = rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records")
+    others = [key for key in keys if key["method"] not in _REFERENCES]
+    for key in keys:
+        method, chain = key["method"], key["chain"]
+        group = rows[(rows["method"] == method) & (rows["chain"].fillna("") == chain)]
+        fixed = ["beta", "seed", "beta_over_lambda"] if group["q"].notna().any() else ["beta", "seed"]
+        fixed = ["trial_id"] if method in _REFERENCES else fixed
+        runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
+        name = (
+            f"{METHOD_NAMES.get(method, method)}: {chain.replace('>', ' → ')}"
+            if chain
+            else METHOD_NAMES.get(method, method)
+        )
+        index = others.index(key) if key in others else 0
+        look = (COLOURS[index % len(COLOURS)], *MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
+        series.append(Series(name, *_REFERENCES.get(method, look), runs))
+    return series
+
+
+def point_label(row: Mapping[Any, Any]) -> str:
+    """The setting that varies within the trial's series: q, beta/lambda or beta; else the whole label."""
+    if row["method"] in _REFERENCES:
+        return "SFT" if row["method"] == "sft" else str(row["label"])
+    for name, column in (("q", "q"), ("β/λ", "beta_over_lambda")):
+        if (value := finite_or_none(row[column])) is not None:
+            return f"{name}={value:g}"
+    beta = finite_or_none(row["beta"]) if row["method"] == "one-step" else None
+    return str(row["label"]) if beta is None else f"β={beta:g}"
+
+
+def text_colour(colour: str) -> str:
+    """A darker shade of a marker's colour, for letters, whose strokes are thin."""
+    return "#" + "".join(f"{int(int(colour[i : i + 2], 16) * 0.72):02x}" for i in (1, 3, 5))
+
+
+def drawn(trials: pd.DataFrame, columns: tuple[str, str]) -> pd.DataFrame:
+    """The trials that can be drawn in a plane: done, with both numbers. `on_front` becomes a plain bool."""
+    rows = trials[(trials["status"] == "done") & trials[list(columns)].notna().all(axis=1)]
+    return rows.assign(on_front=rows["on_front"].eq(True).fillna(False).astype(bool))
+
+
+def front_points(trials: pd.DataFrame) -> list[tuple[float, float]]:
+    """The distinct points of the front in the plane of win rates, from left to right (thus from top to bottom)."""
+    rows = drawn(trials, WIN_RATES)
+    return sorted({(float(x), float(y)) for x, y in rows.loc[rows["on_front"], list(WIN_RATES)].to_numpy()})
+
+
+def optima(trials: pd.DataFrame, exact: pd.DataFrame) -> list[dict[str, float]]:
+    """The exact optima at the lambdas of the trials, interpolated on the dense grid.
+
+    In the grid lambda is the weight of harmlessness relative to helpfulness. Only the chains that align on helpfulness
+    first and on harmlessness second have a lambda of this meaning.
+
+    Returns:
+        beta, lambda, expected_reward and expected_safety of each; a lambda outside the grid is left out.
+    """
+    in_grid_order = trials["chain"].fillna("").map(chain_objectives).map(lambda objectives: objectives == CRITERIA)
+    rows = trials[in_grid_order & trials["lambda"].notna()]
+    pairs = {(float(beta), float(value)) for beta, value in rows[["beta", "lambda"]].to_numpy()}
+    marks = []
+    for beta, value in sorted(pairs):
+        grid = exact[np.isclose(exact["beta"], beta)].sort_values("lambda")
+        if len(grid) and grid["lambda"].iloc[0] <= value <= grid["lambda"].iloc[-1]:
+            point = {axis: float(np.interp(value, grid["lambda"], grid[axis])) for axis in GOLD}
+            marks.append({"beta": beta, "lambda": value, **point})
+    return marks
+
+
+def bars(rows: pd.DataFrame, column: str) -> tuple[list[float], list[float]] | None:
+    """Lengths of the error bars below and above each value; None if the column has no intervals."""
+    if f"{column}_low" not in rows:
+        return None
+    below, above = rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]
+    return below.fillna(0.0).clip(lower=0).tolist(), above.fillna(0.0).clip(lower=0).tolist()

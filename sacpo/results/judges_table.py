@@ -1,0 +1,81 @@
+"""The table of judges: what is known about each judge before its win rates are believed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from sacpo.planning.payloads import CanaryPayload, JudgePayload
+from sacpo.planning.plan import Plan
+from sacpo.planning.records import CanaryMetrics, TrainMetrics
+from sacpo.results.stored_outputs import StoredOutputs
+from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, RewardModelJudge
+
+MAIN = "main"
+"""Name of a criterion's own judge beside the names of the panel."""
+COLUMNS = [
+    "criterion",
+    "panel",
+    "judge",
+    "judge_revision",
+    "canary_win_rate",
+    "canary_order_inconsistency",
+    "held_out_accuracy",
+    "temperature",
+    "calibration_error",
+]
+
+
+def judge_name(judge: JudgeSettings) -> str:
+    """The model of an LLM judge; the kind of any other judge."""
+    return judge.model if isinstance(judge, LLMJudge) else judge.kind
+
+
+def judge_revision(judge: JudgeSettings) -> str:
+    """The revision of the judge's model; empty if it has none."""
+    return (judge.revision or "") if isinstance(judge, LLMJudge | RewardModelJudge) else ""
+
+
+def judges_table(plan: Plan, outputs: StoredOutputs) -> pd.DataFrame:
+    """One row for each criterion and judge: canary results, and held-out accuracy and calibration of trained judges."""
+    payloads = {step_id: step.payload for step_id, step in plan.steps.items()}
+    canaries = {
+        (p.criterion, p.judge.model_dump_json()): i for i, p in payloads.items() if isinstance(p, CanaryPayload)
+    }
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for trial in plan.trials:
+        for name, criterion, step_id in trial.judge_steps():
+            payload = payloads[step_id]
+            if name in trial.head_to_head or (criterion, name) in rows or not isinstance(payload, JudgePayload):
+                continue
+            canary = canaries.get((criterion, payload.judge.model_dump_json()))
+            rows[criterion, name] = {
+                "criterion": criterion,
+                "panel": name or MAIN,
+                "judge": judge_name(payload.judge),
+                "judge_revision": judge_revision(payload.judge),
+                **_canary_columns(canary, outputs),
+                **_accuracy_columns(plan.steps[step_id].parents.get("model"), outputs),
+            }
+    return pd.DataFrame(list(rows.values()), columns=COLUMNS)
+
+
+def _canary_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float | None]:
+    record = outputs.record(step_id) if step_id is not None else None
+    if record is None or not isinstance(record.metrics, CanaryMetrics):
+        return {}
+    metrics = record.metrics
+    return {"canary_win_rate": metrics.win_rate, "canary_order_inconsistency": metrics.order_inconsistency}
+
+
+def _accuracy_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float]:
+    record = outputs.record(step_id) if step_id is not None else None
+    if record is None or not isinstance(record.metrics, TrainMetrics) or record.metrics.judge is None:
+        return {}
+    accuracy = record.metrics.judge
+    return {
+        "held_out_accuracy": accuracy.held_out_accuracy,
+        "temperature": accuracy.temperature,
+        "calibration_error": accuracy.calibration_error,
+    }

@@ -1,0 +1,167 @@
+"""The `inspection` step: shows what the model will see, and checks it before anything is trained.
+
+It reads the base model, the examples of all data steps and the evaluation prompts. All problems that it finds are
+reported at once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from transformers import AutoConfig
+
+from sacpo.data.tokenise import encode, render
+from sacpo.errors import StepError
+from sacpo.execution.artifacts import EXAMPLES, INSPECTION
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.planning.payloads import InspectionPayload
+from sacpo.planning.records import DataMetrics, InspectionMetrics
+from sacpo.spaces.evaluation import Generation
+from sacpo.steps.engines import batched
+from sacpo.steps.policies import load_policy, stop_ids
+
+_SHOWN = 2  # examples of each source that are rendered
+_ANSWER_TOKENS = 24
+_PERCENTILES = (50, 90, 99, 100)
+PROMPT_END = "\N{DOUBLE VERTICAL LINE}"
+"""Stands between the prompt's tokens and the tokens that are trained on."""
+
+
+def run(job: Job[InspectionPayload]) -> StepReport:
+    """Write `inspection.json`.
+
+    Raises:
+        StepError: with every problem, one a line: too few examples for a batch, texts longer than the model's
+            positions.
+    """
+    payload = job.payload
+    report = StepReport(devices=1)
+    positions = max_positions(job.parents["model"])
+    model, tokenizer = load_policy({"policy": job.parents["model"]})
+    report.first_update_at = time.time()
+    sources, problems = [], []
+    for role, path in job.parents.items():
+        if role == "model":
+            continue
+        rows = pq.read_table(path / EXAMPLES).to_pylist()
+        record = next(r for r in job.parent_records if r.step_id == job.step.parents[role])
+        assert isinstance(record.metrics, DataMetrics)
+        sources.append(
+            {
+                "source": record.label,
+                "rows": record.metrics.rows,
+                "examples": record.metrics.examples,
+                "held_out": record.metrics.held_out,
+                "left_out": record.metrics.invalid_rows
+                | {"prompt of the evaluation": record.metrics.evaluation_prompt_rows},
+                "tokens": _percentiles([_length(row) for row in rows]),
+                "shown": [shown for row in rows[:_SHOWN] for shown in _render_row(row, tokenizer)],
+            }
+        )
+        problems += [
+            f"{setting} is {batch_size}, but {record.label} has {len(rows)} examples; give more examples or a smaller "
+            "batch"
+            for setting, batch_size in payload.batch_sizes.get(role, ())
+            if len(rows) < batch_size
+        ]
+    if positions is not None and payload.max_length > positions:
+        problems.append(
+            f"data.max_length is {payload.max_length}, but the model has {positions} positions; lower it"
+        )
+    evaluation = []
+    for criterion, texts in _by_criterion(job):
+        ids = encode(
+            [render(text, tokenizer=tokenizer, template=payload.prompt_template) for text in texts],
+            tokenizer=tokenizer,
+            template=payload.prompt_template,
+        )
+        longest = max(map(len, ids))
+        evaluation.append(
+            {
+                "criterion": criterion,
+                "prompts": len(ids),
+                "tokens": _percentiles([len(row) for row in ids]),
+                "shown": [_tokens(row, tokenizer) + f" {PROMPT_END}" for row in ids[:_SHOWN]],
+            }
+        )
+        if positions is not None and longest + payload.max_new_tokens > positions:
+            problems.append(
+                f"evaluation.generation.max_new_tokens {payload.max_new_tokens} and the longest prompt of {criterion} "
+                f"({longest} tokens) exceed the model's {positions} positions; lower max_new_tokens to "
+                f"{max(0, positions - longest)} or less, or shorten the prompt"
+            )
+    if problems:
+        raise StepError("\n".join([f"{len(problems)} problem{'s' if len(problems) > 1 else ''}", *problems]))
+    content = {
+        "positions": positions,
+        "end_tokens": tokenizer.convert_ids_to_tokens(stop_ids(model)),
+        "data": sources,
+        "evaluation": evaluation,
+        "answer": _answer(model, tokenizer, job),
+    }
+    (job.folder / INSPECTION).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    report.metrics = InspectionMetrics(sources=len(sources), prompts=len(job.prompts), positions=positions)
+    return report
+
+
+def max_positions(folder: Path) -> int | None:
+    """Positions that a model can tell apart; None if its configuration states no limit."""
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _by_criterion(job: Job[InspectionPayload]) -> Iterator[tuple[str, list[str]]]:
+    """The evaluation prompts of each criterion; the criterion stands in the prompts' category."""
+    for criterion in dict.fromkeys(prompt.category for prompt in job.prompts):
+        yield criterion, [prompt.text for prompt in job.prompts if prompt.category == criterion]
+
+
+def _length(row: dict[str, Any]) -> int:
+    """Tokens of an example's prompt and its longest response."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    responses = [row[name] for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in row]
+    return len(row["prompt_ids"]) + max(map(len, responses))
+
+
+def _percentiles(lengths: list[int]) -> dict[str, int]:
+    return {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in _PERCENTILES}
+
+
+def _render_row(row: dict[str, Any], tokenizer: Any) -> Iterator[str]:
+    """An example's texts with their token boundaries and the end of the prompt."""
+    if "input_ids" in row:
+        start = next((i for i, label in enumerate(row["labels"]) if label != -100), len(row["labels"]))
+        yield _joined(row["input_ids"][:start], row["input_ids"][start:], tokenizer)
+        return
+    for name in ("chosen_ids", "rejected_ids", "completion_ids"):
+        if name in row:
+            label = f" (desirable: {row['label']})" if "label" in row else ""
+            text = _joined(row["prompt_ids"], row[name], tokenizer)
+            yield f"{name.removesuffix('_ids')}{label}: {text}"
+
+
+def _joined(prompt: list[int], response: list[int], tokenizer: Any) -> str:
+    return f"{_tokens(prompt, tokenizer)} {PROMPT_END} {_tokens(response, tokenizer)}"
+
+
+def _tokens(ids: list[int], tokenizer: Any) -> str:
+    """Token texts, separated by a vertical line."""
+    return "|".join(tokenizer.decode([i]) for i in ids)
+
+
+def _answer(model: Any, tokenizer: Any, job: Job[InspectionPayload]) -> dict[str, str]:
+    """A short greedy answer of the model to the first evaluation prompt."""
+    template, prompt = job.payload.prompt_template, job.prompts[0].text
+    ids = encode([render(prompt, tokenizer=tokenizer, template=template)], tokenizer=tokenizer, template=template)
+    tokens = min(_ANSWER_TOKENS, job.payload.max_new_tokens)
+    answers, _ = batched(model, tokenizer, ids, Generation(max_new_tokens=tokens))
+    return {"prompt": prompt, "response": _tokens(answers[0], tokenizer)}

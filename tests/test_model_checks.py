@@ -1,0 +1,124 @@
+"""Where an answer ends, and faults of pretrained models that are refused before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, LlamaForSequenceClassification
+
+from sacpo.data.prompts import Prompt
+from sacpo.errors import StepError
+from sacpo.execution.artifacts import RESPONSES
+from sacpo.judges import scalar
+from sacpo.planning.payloads import FileContent, GeneratePayload, ModelPayload
+from sacpo.spaces.evaluation import Generation
+from sacpo.spaces.space import PretrainedModel
+from sacpo.steps import generate, merge, model
+from tests.chain_models import WORDS, chain_model, chain_tokenizer, save, template
+from tests.jobs import job
+
+
+def prepare(folder: Path, source: Path, prompt_template: str = "chat") -> Path:
+    """The folder of a model step on a source folder."""
+    settings = PretrainedModel(
+        kind="pretrained", path=str(source), dtype="float32", prompt_template=prompt_template
+    )
+    payload = ModelPayload(model=settings, content=FileContent(sha256="0"))
+    model.run(job(folder, "model", payload))
+    return folder
+
+
+def answers(folder: Path, policy: Path, engine: Any = "batched") -> list[dict[str, Any]]:
+    """Greedy answers of a policy to one prompt."""
+    payload = GeneratePayload(
+        generation=Generation(max_new_tokens=12, engine=engine), prompts="prompts-0", prompt_template="chat"
+    )
+    generate.run(job(folder, "generate", payload, {"policy": policy}, [Prompt.of("why", "")]))
+    rows: list[dict[str, Any]] = pq.read_table(folder / RESPONSES).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize("declared", [None, [2, WORDS.index("<end_of_turn>")]])
+@pytest.mark.parametrize("engine", ["batched", "continuous"])
+def test_an_answer_ends_where_the_models_turn_ends(tmp_path: Path, declared: Any, engine: Any) -> None:
+    """Gemma's turns end with <end_of_turn>, and its tokenizer's EOS is another token."""
+    source = chain_model({"hello": "<end_of_turn>", "<end_of_turn>": "hello"})
+    if declared is not None:
+        source.generation_config.eos_token_id = declared
+    folder = save(tmp_path / "source", source, chain_tokenizer(template("<end_of_turn>")))
+    policy = prepare(tmp_path / "model", folder)
+    (row,) = answers(tmp_path / "answers", policy, engine)
+    assert (row["response"], row["tokens"], row["finished"]) == ("hello", 2, True)
+    assert GenerationConfig.from_pretrained(policy).eos_token_id == [WORDS.index("<end_of_turn>"), 2]
+    assert merge.merged(policy, policy, 0.5).generation_config.eos_token_id == [WORDS.index("<end_of_turn>"), 2]
+
+
+def test_sampling_settings_of_the_vendor_do_not_join_the_sweeps(tmp_path: Path) -> None:
+    source = chain_model({"hello": "</s>"})
+    source.generation_config.update(do_sample=True, temperature=0.3, top_k=3, repetition_penalty=1.3)
+    config = GenerationConfig.from_pretrained(
+        prepare(tmp_path / "model", save(tmp_path / "source", source, chain_tokenizer(template())))
+    )
+    assert (config.temperature, config.top_k, config.repetition_penalty) == (None, None, None)
+
+
+def test_an_answer_without_an_end_is_not_finished(tmp_path: Path) -> None:
+    folder = save(tmp_path / "source", chain_model({}), chain_tokenizer(template()))
+    (row,) = answers(tmp_path / "answers", prepare(tmp_path / "model", folder))
+    assert (row["tokens"], row["finished"]) == (12, False)
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    tokenizer = chain_tokenizer(template(), pad_token="<newpad>")
+    folder = save(tmp_path / "source", chain_model({}), tokenizer)
+    size = len(WORDS)
+    message = rf"the tokenizer has {size + 1} tokens, the model {size}: pad token <newpad> has no embedding; resize"
+    with pytest.raises(StepError, match=message):
+        prepare(tmp_path / "model", folder)
+
+
+def test_missing_weights_are_refused_by_name(tmp_path: Path) -> None:
+    folder = save(tmp_path / "source", chain_model({}), chain_tokenizer(template()))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StepError, match=r"lm_head\.weight are not in the checkpoint, so they would be random"):
+        prepare(tmp_path / "model", folder)
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
+    tied = save(tmp_path / "tied", chain_model({}, tie_word_embeddings=True), chain_tokenizer(template()))
+    assert "lm_head.weight" not in load_file(tied / "model.safetensors")
+    prepare(tmp_path / "model", tied)
+
+
+def test_a_doubled_beginning_of_sequence_is_refused(tmp_path: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = chain_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    folder = save(tmp_path / "source", chain_model({}), tokenizer)
+    with pytest.raises(StepError, match="begins with <s>, which the tokenizer of .* adds by itself"):
+        prepare(tmp_path / "model", folder, "<s> user {prompt} assistant")
+    prepare(tmp_path / "other", folder, "user {prompt} assistant")
+
+
+def test_a_chat_template_that_fails_is_refused_with_its_words(tmp_path: Path) -> None:
+    broken = "{{ raise_exception('roles must alternate') }}"
+    folder = save(tmp_path / "source", chain_model({}), chain_tokenizer(broken))
+    with pytest.raises(StepError, match=r"its chat template fails .*roles must alternate"):
+        prepare(tmp_path / "model", folder)
+
+
+def test_a_reward_model_without_its_head_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "source", chain_model({}), chain_tokenizer(template()))
+    with pytest.raises(StepError, match=r"score\.weight are not in the checkpoint"):
+        scalar.reward_model(folder, revision=None, sign=1, template="chat", max_length=64)
+    headed = LlamaForSequenceClassification.from_pretrained(folder, num_labels=1)
+    save(tmp_path / "headed", headed, chain_tokenizer(template()))
+    score = scalar.reward_model(tmp_path / "headed", revision=None, sign=1, template="chat", max_length=64)
+    assert len(score([("why", "hello")])) == 1
