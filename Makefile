@@ -31,6 +31,7 @@ test-slow: environment $(VENV)/.smollm2
 
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json
+	$(BIN)/python -c "from tests.test_kinds import write_snapshot; write_snapshot()"
 
 lint: environment
 	$(BIN)/ruff check .

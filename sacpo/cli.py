@@ -14,7 +14,7 @@ COMMANDS = {
     "report": "write tables, plot and page of a results folder again, from its store",
     "export": "write a policy as a Hugging Face folder with a model card",
 }
-"""Name of each command, which is also the name of its module, and what it does."""
+"""Name of each command, which is also the name of its module, and its purpose."""
 
 
 def main(argv: list[str] | None = None) -> int:

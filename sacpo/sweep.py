@@ -51,6 +51,12 @@ def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         return 0
     if problem is not None:
         raise SacpoError(problem)
+    if arguments.inspect:
+        from sacpo.runs.inspect_run import inspect
+
+        text, status = inspect(plan, store)
+        _print(text)
+        return status
     if kept is not None:
         plan = with_added_judges(plan, kept.plan)
     from sacpo.runs.sweep_run import SweepRun
@@ -95,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
         help="show the sweeps of a results folder's store, or of all results folders here",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and touch nothing")
+    parser.add_argument(
+        "--inspect",
+        action="store_true",
+        help="show and check what the model will see (rendered examples, lengths, rows left out); trains nothing",
+    )
     return parser
 
 

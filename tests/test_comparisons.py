@@ -1,4 +1,4 @@
-"""The tables over all trials together, on verdicts that are drawn here with known truths."""
+"""The tables that compare trials, on simulated verdicts with known win rates."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ def plan() -> Plan:
     return make_plan(space(seeds=[0, 1, 2], merges=[], evaluation__sentinels=[]))
 
 
-def drawn(
-    plan: Plan, rates: dict[str, float], longer: dict[str, int]
+def simulate(
+    plan: Plan, rates: dict[str, float], extra_tokens: dict[str, int]
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Trials, answers and verdicts: each trial wins with the rate of its label's first stage, two repeats an order."""
+    """Tables of trials, answers and verdicts, with two repeats per presentation order.
+
+    Args:
+        plan: The plan with the trials.
+        rates: True win rate by label without seed; 0.5 for other labels.
+        extra_tokens: Tokens by label that are added to the answers.
+    """
     rng = np.random.default_rng(0)
     rows = []
     for trial in plan.trials:
-        same = {"label": trial.label, "method": trial.method, "chain": trial.chain, "seed": trial.seed}
+        settings = {"label": trial.label, "method": trial.method, "chain": trial.chain, "seed": trial.seed}
         rows.append({"trial_id": trial.trial_id, "kl_parameters": str(trial.kl_parameters), "q": float("nan"),
-                     "status": "done", **same})  # fmt: skip
+                     "status": "done", **settings})  # fmt: skip
     keys = [(t, c, f"p{i}") for t in rows for c in ("helpfulness", "harmlessness") for i in range(PROMPTS)]
     answers = [{"trial_id": t["trial_id"], "criterion": c, "prompt_id": p, "sample": 0,
-                "tokens": 50 + longer.get(t["label"], 0) + int(rng.integers(9))} for t, c, p in keys]  # fmt: skip
-    easy = rng.normal(0, 1, PROMPTS)
+                "tokens": 50 + extra_tokens.get(t["label"], 0) + int(rng.integers(9))} for t, c, p in keys]  # fmt: skip
+    easiness = rng.normal(0, 1, PROMPTS)
     verdicts = []
     for t, c, p in keys:
         rate = rates.get(t["label"].partition(" seed")[0], 0.5)
-        chance = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + easy[int(p[1:])])))
+        chance = 1 / (1 + np.exp(-(np.log(rate / (1 - rate)) + easiness[int(p[1:])])))
         for order in ("policy_first", "baseline_first"):
             for repeat in range(2):
                 won = rng.random() < chance
@@ -48,33 +54,32 @@ def drawn(
 
 def test_tables_over_seeds_categories_and_differences(plan: Plan) -> None:
     first, second = "dpo:helpfulness@2", "dpo:helpfulness@2>dpo:harmlessness@2"
-    trials, answers, verdicts = drawn(plan, {first: 0.8, second: 0.4}, {f"{first} seed 0": 40})
+    trials, answers, verdicts = simulate(plan, {first: 0.8, second: 0.4}, {f"{first} seed 0": 40})
     verdicts = verdicts[verdicts["trial_id"] != plan.baseline.trial_id]
-    found = compare(plan, trials, answers, verdicts)
+    tables = compare(plan, trials, answers, verdicts)
     labels = trials.set_index("trial_id")["label"]
-    seeds = found["seeds"]
+    seeds = tables["seeds"]
     assert len(seeds) == 2 * 2
     assert (seeds["seeds"] == 3).all()
     assert (seeds["low"] < seeds["win_rate"]).all()
     assert (seeds["win_rate"] < seeds["high"]).all()
-    assert (seeds["variance_prompts"] > seeds["variance_repeats"]).all()  # prompts differ a lot here
-    apart = found["differences"].assign(
-        first=found["differences"]["trial_id"].map(labels).str.partition(" seed")[0],
-        second=found["differences"]["other_id"].map(labels).str.partition(" seed")[0],
-    )
-    alike = apart["first"] == apart["second"]
-    told = (apart["low"] > 0) | (apart["high"] < 0)
-    assert told[~alike].all()
-    assert not told[alike].any()
-    assert set(found["categories"]["category"]) == {"a", "b"}
-    length = found["length"].assign(label=found["length"]["trial_id"].map(labels)).set_index(["criterion", "label"])
+    assert (seeds["variance_prompts"] > seeds["variance_repeats"]).all()  # the prompts' difficulty varies widely
+    differences = tables["differences"]
+    first_setting = differences["trial_id"].map(labels).str.partition(" seed")[0]
+    second_setting = differences["other_id"].map(labels).str.partition(" seed")[0]
+    equal_rates = first_setting == second_setting
+    excludes_zero = (differences["low"] > 0) | (differences["high"] < 0)
+    assert excludes_zero[~equal_rates].all()
+    assert not excludes_zero[equal_rates].any()
+    assert set(tables["categories"]["category"]) == {"a", "b"}
+    length = tables["length"].assign(label=tables["length"]["trial_id"].map(labels)).set_index(["criterion", "label"])
     assert length.loc[("helpfulness", f"{first} seed 0"), "mean_tokens"] > 85
-    assert found["panel"].empty
-    assert found["agreement"].empty
-    assert found["ranking"].empty
+    assert tables["panel"].empty
+    assert tables["agreement"].empty
+    assert tables["ranking"].empty
 
 
 def test_trials_that_failed_are_in_no_table(plan: Plan) -> None:
-    trials, answers, verdicts = drawn(plan, {}, {})
+    trials, answers, verdicts = simulate(plan, {}, {})
     trials.loc[1:, "status"] = "failed"
     assert all(table.empty for table in compare(plan, trials, answers, verdicts).values())

@@ -9,9 +9,7 @@ from sacpo.spaces.training import DPOTraining, SFTTraining
 from sacpo.steps.course import Course
 
 COMMON: dict[str, Any] = {"seed": 0, "dtype": "float32", "max_length": 16}
-DPO = DPOPayload(
-    method="dpo", objective="o", settings=DPOTraining(learning_rate=1e-3), kl_parameter=0.5, **COMMON
-)
+DPO = DPOPayload(method="dpo", objective="o", settings=DPOTraining(learning_rate=1e-3), kl_parameter=0.5, **COMMON)
 SFT: AnyTrainPayload = SFTPayload(method="sft", settings=SFTTraining(learning_rate=1e-3), **COMMON)
 
 

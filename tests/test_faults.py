@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from sacpo.cluster import spot
-from sacpo.results import tables
+from sacpo.results import load
 from tests.commands import arguments, free_port, write_space
 from tests.killing import known_checkpoints
 from tests.spaces import ROOT, small
@@ -162,7 +162,7 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(small_resu
             time.sleep(0.1)
         assert Driver(tmp_path, results, [*submit, "again", "--", *entry]).end() == 0
     assert {step: when for step, when in finished(results).items() if step in before} == before
-    survived, undisturbed = tables.load(results), tables.load(small_results)
+    survived, undisturbed = load(results), load(small_results)
     pd.testing.assert_frame_equal(survived.trials[NUMBERS], undisturbed.trials[NUMBERS])
     attempts = survived.steps.set_index("step_id")["attempts"]
     assert (attempts.drop(stages[2]) == 1).all(), "a lost controller or worker starts no new attempt"
@@ -230,7 +230,7 @@ def resize(disk: Path, size: str) -> None:
 def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
     """The SFT policy and the data are in the store; the disk has room for a part of the other outputs."""
     results = disk / "results"
-    steps = tables.load(small_results).steps
+    steps = load(small_results).steps
     stages = steps.loc[(steps["kind"] == "train") & (steps["label"] != "sft"), "step_id"]
     kept = shutil.ignore_patterns("reference-*", "probabilities-*", "generate-*", "judge-*", *stages)
     shutil.copytree(small_results / "store", results / "store", ignore=kept)
@@ -243,5 +243,5 @@ def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, t
     resize(disk, "1g")
     assert driver.end() == 0
     assert {step: when for step, when in finished(results).items() if step in before} == before
-    survived, undisturbed = tables.load(results), tables.load(small_results)
+    survived, undisturbed = load(results), load(small_results)
     pd.testing.assert_frame_equal(survived.trials[NUMBERS], undisturbed.trials[NUMBERS])

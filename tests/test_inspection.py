@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sacpo import sweep
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import INSPECTION
 from sacpo.execution.in_process import execute
@@ -19,6 +20,7 @@ from sacpo.spaces.loading import parse_space
 from sacpo.steps.inspection import PROMPT_END
 from sacpo.store.step_store import Store
 from tests.chain_models import chain_model, chain_tokenizer, save, template
+from tests.commands import write_space
 from tests.spaces import deep_update
 
 
@@ -57,7 +59,9 @@ def inspect(plan: Plan, folder: Path) -> dict[str, Any]:
     assert plan.inspection is not None
     runner = Runner(plan, Store(folder), "run", execute)
     record = runner.ensure(plan.inspection)
-    content: dict[str, Any] = json.loads((runner.store.verified_output_dir(plan.inspection, record) / INSPECTION).read_text())
+    content: dict[str, Any] = json.loads(
+        (runner.store.verified_output_dir(plan.inspection, record) / INSPECTION).read_text()
+    )
     return content
 
 
@@ -96,3 +100,27 @@ def test_nothing_is_trained_before_the_inspection(tmp_path: Path) -> None:
     kinds = {plan.steps[step_id].kind for step_id, step in steps.items() if plan.inspection not in step.parents}
     assert kinds == {"model", "data", "inspection"}
     assert all(plan.inspection in plan.required_steps(trial) for trial in plan.trials)
+
+
+def test_the_command_shows_the_inspection_and_all_problems_of_the_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = real_space(tmp_path)
+    command = [str(write_space(space, tmp_path)), "--results", str(tmp_path / "results"), "--inspect"]
+    assert sweep.main(command) == 0
+    text = capfd.readouterr().out
+    assert "data helpfulness (pairs)" in text
+    assert "12 rows, 12 examples" in text
+    assert f"{PROMPT_END} hello|one|</s>" in text
+    assert not (tmp_path / "results" / "trials.parquet").exists()
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "why"}\n' * 4)
+    for objective in ("helpfulness", "harmlessness"):
+        command += ["--set", f"data.preferences.{objective}.path={tmp_path / 'bad.jsonl'}"]
+    assert sweep.main([*command[:2], str(tmp_path / "other"), *command[3:]]) == 2
+    text = capfd.readouterr().out
+    assert all(f"data {name}" in text for name in ("helpfulness (pairs)", "helpfulness (labelled)", "harmlessness"))
+
+
+def test_a_synthetic_space_has_nothing_to_inspect(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--results", str(tmp_path / "results"), "--inspect"]) == 0
+    assert "nothing to inspect" in capfd.readouterr().out

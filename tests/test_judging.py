@@ -16,7 +16,7 @@ import yaml
 from sacpo import judge
 from sacpo import sweep as sweep_module
 from sacpo.judges import llm
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.synthetic.world import PROMPTS, gold_score
 from tests.commands import Answer, call, sweep, sweep_here, write_space
 from tests.servers import Behaviour, Fail, Say, Server, scripted, verdict
@@ -69,7 +69,7 @@ def judge_again(results: Path, settings: dict[str, Any], name: str) -> pd.DataFr
     """Judge the stored answers by another judge; the panel's table."""
     answer = judge_command(results, settings, name)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    return tables.load(results).comparisons["panel"]
+    return load(results).comparisons["panel"]
 
 
 def test_stored_answers_are_judged_again_and_failed_calls_change_no_number(
@@ -88,10 +88,10 @@ def test_stored_answers_are_judged_again_and_failed_calls_change_no_number(
     assert (rates["sound"] == rates["shaky"]).all()
     # The endpoint replies with the gold verdicts, so its win rates are those of the gold judge.
     assert rates["main"].to_numpy() == pytest.approx(rates["sound"].to_numpy())
-    agreement = tables.load(copied).comparisons["agreement"]
+    agreement = load(copied).comparisons["agreement"]
     assert set(agreement["raw"]) == {1.0}
     assert set(agreement["kappa"]) == {1.0}
-    verdicts = tables.load(copied).verdicts.query("panel == 'sound'")
+    verdicts = load(copied).verdicts.query("panel == 'sound'")
     assert set(verdicts["order"]) == {"policy_first", "baseline_first", "none"}
     assert verdicts.loc[verdicts["order"] == "none", "outcome"].eq("tie").all()
     assert "sound" in (copied / "report.html").read_text()
@@ -117,7 +117,7 @@ def test_an_endpoint_that_is_down_for_a_while_costs_no_verdict(copied: Path, mon
         assert outage_s > 4 * settings["calls"]["attempts"] * llm.BACKOFF_START
         panel = judge_again(copied, settings, "away")
     assert began
-    verdicts = tables.load(copied).verdicts.query("panel == 'away'")
+    verdicts = load(copied).verdicts.query("panel == 'away'")
     assert not verdicts["outcome"].eq("unavailable").any()
     rates = panel.pivot(index="trial_id", columns="panel", values="harmlessness")
     assert (rates["calm"] == rates["away"]).all()
@@ -140,7 +140,7 @@ def test_judging_again_that_fails_leaves_the_results_as_they_were(copied: Path) 
     dead = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None}
     answer = judge_command(copied, dead | {"calls": {"attempts": 1}}, "dead")
     assert answer.returncode == 1
-    assert "decided none of 8 canned pairs; the first said: unavailable" in answer.stdout
+    assert "decided none of 8 canned pairs; its first reply was unavailable" in answer.stdout
     assert ((copied / "sweep.json").read_bytes(), (copied / "trials.csv").read_bytes()) == before
 
 
@@ -198,8 +198,8 @@ def check_missing_verdicts(
         answer = run_sweep(space, tmp_path / "judged", *command)
         assert answer.returncode == 1, answer.stdout
         assert "evaluation.min_coverage" in answer.stdout
-        results = tables.load(tmp_path / "judged")
-        assert results.sweep["canaries"] == "skipped"
+        results = load(tmp_path / "judged")
+        assert results.sweep.canaries == "skipped"
         failed = results.trials[results.trials["status"] == "failed"]
         assert len(failed)
         assert failed["helpfulness"].isna().all()
@@ -209,8 +209,8 @@ def check_missing_verdicts(
         answer = run_sweep(space, tmp_path / "judged", *command)
         assert answer.returncode == 0, answer.stdout
         assert 0 < server.calls - before <= missing  # answers that two trials share are judged once
-    after = tables.load(tmp_path / "judged").trials.set_index("trial_id")
-    sound = tables.load(copied).trials.set_index("trial_id")
+    after = load(tmp_path / "judged").trials.set_index("trial_id")
+    sound = load(copied).trials.set_index("trial_id")
     assert after.loc[sound.index, "helpfulness"].to_numpy() == pytest.approx(sound["helpfulness"].to_numpy())
 
 
@@ -223,7 +223,7 @@ def test_a_sweep_with_a_panel_a_third_criterion_and_all_pairs(copied: Path, tmp_
     evaluation["all_pairs"] = True
     answer = sweep_here(write_space(data, tmp_path), tmp_path / "judged", "--store", str(copied / "store"))
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    results = tables.load(tmp_path / "judged")
+    results = load(tmp_path / "judged")
     assert set(results.steps.loc[~results.steps["reused"], "kind"]) == {"judge", "canary"}
     trials = results.trials.set_index("label")
     assert trials["compliance"].between(0, 1).all()

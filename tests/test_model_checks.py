@@ -24,9 +24,7 @@ from tests.jobs import job
 
 def prepare(folder: Path, source: Path, prompt_template: str = "chat") -> Path:
     """The folder of a model step on a source folder."""
-    settings = PretrainedModel(
-        kind="pretrained", path=str(source), dtype="float32", prompt_template=prompt_template
-    )
+    settings = PretrainedModel(kind="pretrained", path=str(source), dtype="float32", prompt_template=prompt_template)
     payload = ModelPayload(model=settings, content=FileContent(sha256="0"))
     model.run(job(folder, "model", payload))
     return folder
@@ -102,7 +100,7 @@ def test_a_doubled_beginning_of_sequence_is_refused(tmp_path: Path) -> None:
     tokenizer = chain_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     folder = save(tmp_path / "source", chain_model({}), tokenizer)
-    with pytest.raises(StepError, match="begins with <s>, which the tokenizer of .* adds by itself"):
+    with pytest.raises(StepError, match=r"begins with <s>, which the tokenizer of .* adds by itself"):
         prepare(tmp_path / "model", folder, "<s> user {prompt} assistant")
     prepare(tmp_path / "other", folder, "user {prompt} assistant")
 

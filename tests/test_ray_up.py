@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sacpo.results import tables
+from sacpo.results import load
 from tests import hosts
 from tests.commands import write_space
 from tests.spaces import ROOT, small
@@ -80,5 +80,5 @@ def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
         print(ray("exec", str(config), sweep))
     finally:
         ray("down", str(config), "--yes")
-    results, expected = tables.load(machines.shared / "results"), tables.load(small_results)
+    results, expected = load(machines.shared / "results"), load(small_results)
     pd.testing.assert_frame_equal(results.trials[NUMBERS], expected.trials[NUMBERS])

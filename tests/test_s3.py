@@ -17,7 +17,7 @@ import pytest
 from sacpo.errors import StoreError
 from sacpo.judges.ledger import Ledger
 from sacpo.planning.payloads import JudgePayload, LLMInstructions
-from sacpo.results import tables
+from sacpo.results import Results, load
 from sacpo.spaces.evaluation import LLMJudge
 from sacpo.store import backends, local_cache
 from sacpo.store.heartbeat import LEASE_S
@@ -185,13 +185,13 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     s3.resume()
     outputs = [driver.communicate(timeout=900)[0] for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], "\n".join(outputs)
-    sweeps = [tables.load(s3.uri(f"results/{name}")) for name in ("one", "two")]
-    steps_run = [sweep.sweep["counts"]["steps_run"] for sweep in sweeps]
+    sweeps = [load(s3.uri(f"results/{name}")) for name in ("one", "two")]
+    steps_run = [sweep.sweep.counts.steps_run for sweep in sweeps]
     assert sum(steps_run) == len(sweeps[0].steps)
     assert min(steps_run) > 0, "both machines worked"
     assert (sweeps[0].steps["attempts"] == 1).all()
     for sweep in sweeps:
-        pd.testing.assert_frame_equal(_numbers(sweep), _numbers(tables.load(small_results)))
+        pd.testing.assert_frame_equal(_numbers(sweep), _numbers(load(small_results)))
     keys = s3.keys("shared/")
     assert not [key for key in keys if "/checkpoints/" in key and key[-1] != "/"], "checkpoints are removed"
     assert len([key for key in keys if key.endswith("record.json")]) == len(sweeps[0].steps)
@@ -203,6 +203,6 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     assert "results/one/report.html" in s3.keys("results/one/")
 
 
-def _numbers(results: tables.Results) -> pd.DataFrame:
+def _numbers(results: Results) -> pd.DataFrame:
     columns = ["trial_id", "label", "status", "helpfulness", "harmlessness", "expected_reward", "kl_to_sft", "on_front"]
     return results.trials[columns]

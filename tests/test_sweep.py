@@ -27,11 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sacpo import export, report
 from sacpo import sweep as sweep_module
 from sacpo.execution.artifacts import read_probabilities
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.store.step_store import Store
 from sacpo.synthetic.world import PROMPTS, REWARD, SLOTS
 from tests.commands import arguments, call, run, sweep, sweep_here, write_space
-from tests.spaces import ROOT, small
+from tests.spaces import ROOT, small, space
 
 NUMBERS = ["helpfulness", "helpfulness_low", "helpfulness_high", "harmlessness", "n_helpfulness", "expected_reward",
            "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum", "mean_response_tokens"]  # fmt: skip
@@ -39,7 +39,7 @@ NUMBERS = ["helpfulness", "helpfulness_low", "helpfulness_high", "harmlessness",
 
 def numbers(results: Path) -> pd.DataFrame:
     """The measured numbers of each trial."""
-    return tables.load(results).trials.set_index("trial_id")[NUMBERS].sort_index()
+    return load(results).trials.set_index("trial_id")[NUMBERS].sort_index()
 
 
 def records(results: Path) -> dict[str, int]:
@@ -48,10 +48,16 @@ def records(results: Path) -> dict[str, int]:
 
 
 def test_the_results_folder_holds_what_the_readme_says(small_results: Path) -> None:
-    results = tables.load(small_results)
+    results = load(small_results)
     assert list(results.trials["status"]) == ["done"] * 8
-    assert results.sweep["counts"]["steps_run"] == results.sweep["counts"]["steps_planned"] == len(results.steps)
-    assert {"space", "space_id", "versions", "git_commit", "started", "ended"} <= set(results.sweep)
+    facts = results.sweep
+    assert facts.counts.steps_run == facts.counts.steps_planned == len(results.steps)
+    (sweep_run,) = facts.runs
+    assert sweep_run.steps_run == len(results.steps)
+    assert sweep_run.ended_at is not None
+    assert sweep_run.ended_at > sweep_run.started_at
+    assert {"ray", "torch", "trl", "python"} <= set(sweep_run.versions)
+    assert facts.space == space(resources__workers=2).model_dump(mode="json")
     assert (pd.read_csv(small_results / "trials.csv")["label"] == results.trials["label"]).all()
     sft = results.trials.iloc[0]
     assert (sft["helpfulness"], sft["harmlessness"], sft["kl_to_sft"]) == (0.5, 0.5, 0.0)
@@ -70,7 +76,7 @@ def test_the_results_folder_holds_what_the_readme_says(small_results: Path) -> N
 
 
 def test_merges_at_q_0_and_1_are_their_parents(small_results: Path) -> None:
-    rows = tables.load(small_results).trials.set_index("label")
+    rows = load(small_results).trials.set_index("label")
     exact = ["expected_reward", "expected_safety", "support_mass", "helpfulness", "harmlessness"]
     last = "dpo:helpfulness@2>dpo:harmlessness@2"
     for q, parent in (("0", "dpo:helpfulness@2"), ("1", last)):
@@ -78,7 +84,7 @@ def test_merges_at_q_0_and_1_are_their_parents(small_results: Path) -> None:
 
 
 def test_the_exact_frontier_dominates_every_trained_policy(small_results: Path) -> None:
-    results = tables.load(small_results)
+    results = load(small_results)
     exact = results.exact
     assert exact is not None
     shares = results.trials["share_of_optimum"].dropna()
@@ -98,7 +104,7 @@ def test_a_sweep_in_one_process_has_the_ids_and_the_numbers_of_one_through_ray(
 
     `tests.test_worker_groups` compares one worker with the calling process exactly.
     """
-    ray_run, process_run = tables.load(small_results), tables.load(in_process_results)
+    ray_run, process_run = load(small_results), load(in_process_results)
     assert list(process_run.trials["trial_id"]) == list(ray_run.trials["trial_id"])
     assert set(process_run.steps["step_id"]) == set(ray_run.steps["step_id"])
     assert list(process_run.trials["status"]) == ["done"] * 8
@@ -115,18 +121,18 @@ def test_a_second_run_does_nothing_and_says_so(small_results: Path, tmp_path: Pa
     """Also in another results folder, as long as it names the same store."""
     results = Path(shutil.copytree(small_results, tmp_path / "results"))
     before = records(results)
-    space = write_space(small(resources__workers=2), tmp_path)
-    answer = sweep(space, tmp_path / "second", "--store", str(results / "store"))
+    space_file = write_space(small(resources__workers=2), tmp_path)
+    answer = sweep(space_file, tmp_path / "second", "--store", str(results / "store"))
     assert answer.returncode == 0, answer.stderr
     assert "0 steps run" in answer.stdout
     assert records(results) == before
     pd.testing.assert_frame_equal(numbers(tmp_path / "second"), numbers(small_results))
-    assert tables.load(tmp_path / "second").steps["reused"].all()
+    assert load(tmp_path / "second").steps["reused"].all()
 
 
 def test_only_damaged_outputs_are_computed_again(in_process_results: Path, copied: Path, tmp_path: Path) -> None:
     store = Store(copied / "store")
-    steps = tables.load(copied).steps
+    steps = load(copied).steps
     last = steps[steps["label"] == "train dpo:helpfulness@2>dpo:harmlessness@2"].iloc[0]
     judged = steps[steps["label"].str.startswith("judge helpfulness p-sacpo q=0.5")].iloc[0]
     answers = json.loads(judged["parents"])["answers"]
@@ -147,25 +153,25 @@ def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     small_results: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C while the SFT policy trains, `kill -9` of the driver in stage 2, then of the process that runs stage 2."""
-    space = write_space(small(resources__workers=2), tmp_path)
+    command = arguments(write_space(small(resources__workers=2), tmp_path), tmp_path / "results")
     results = tmp_path / "results"
     stage_2 = next(p.parent.name for p in (small_results / "store" / "steps").glob("train-*/record.json")
                    if json.loads(p.read_text())["label"] == "train dpo:helpfulness@2>dpo:harmlessness@2")  # fmt: skip
-    with subprocess.Popen(arguments(space, results), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         wait_for(results, "train-*/attempts/0001.claim")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "the same command goes on from here" in output
     assert no_orphans(results)
-    with subprocess.Popen(arguments(space, results), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
         wait_for(results, f"{stage_2}/logs/*/worker-0.log")
         process.kill()
         process.wait()
     assert no_orphans(results)
     before = records(results)
     assert len(before) > 10
-    with subprocess.Popen(arguments(space, results), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         os.kill(trial_process(results / "store" / "steps" / stage_2, process.pid), signal.SIGKILL)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
@@ -223,9 +229,9 @@ def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_o
     store = tmp_path / "store"
     shutil.copytree(in_process_results / "store", store, ignore=shutil.ignore_patterns("generate-*", "judge-*"))
     too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_ratio": 0.0}
-    space = small(training__overrides={"dpo:harmlessness": too_fast})
-    answer = sweep_here(write_space(space, tmp_path), tmp_path / "results", "--store", str(store))
-    trials = tables.load(tmp_path / "results").trials.set_index("label")
+    variant = small(training__overrides={"dpo:harmlessness": too_fast})
+    answer = sweep_here(write_space(variant, tmp_path), tmp_path / "results", "--store", str(store))
+    trials = load(tmp_path / "results").trials.set_index("label")
     assert answer.returncode == 1
     assert trials.loc["dpo:helpfulness@2", "status"] == "done"
     failed = trials[trials["status"] == "failed"]
@@ -240,12 +246,11 @@ def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_o
 def test_a_diverging_stage_on_a_worker_group_fails_its_trials_with_the_reason_and_the_workers_log(
     small_results: Path, tmp_path: Path
 ) -> None:
-    store = tmp_path / "store"
-    shutil.copytree(small_results / "store", store, ignore=shutil.ignore_patterns("generate-*", "judge-*"))
+    store = shutil.copytree(small_results / "store", tmp_path / "store")  # only the diverging stage is left to run
     too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_ratio": 0.0}
-    space = small(resources__workers=2, training__overrides={"dpo:harmlessness": too_fast})
-    answer = sweep(write_space(space, tmp_path), tmp_path / "results", "--store", str(store))
-    trials = tables.load(tmp_path / "results").trials.set_index("label")
+    variant = small(resources__workers=2, training__overrides={"dpo:harmlessness": too_fast})
+    answer = sweep(write_space(variant, tmp_path), tmp_path / "results", "--store", str(store))
+    trials = load(tmp_path / "results").trials.set_index("label")
     assert answer.returncode == 1
     assert trials.loc["dpo:helpfulness@2", "status"] == "done"
     failed = trials[trials["status"] == "failed"]
@@ -257,8 +262,8 @@ def test_a_diverging_stage_on_a_worker_group_fails_its_trials_with_the_reason_an
 
 @pytest.mark.slow
 def test_a_trial_that_can_never_fit_is_refused_before_any_work(tmp_path: Path) -> None:
-    space = write_space(small(resources__workers=64, resources__cpus_per_worker=4), tmp_path)
-    answer = sweep(space, tmp_path / "results")
+    variant = small(resources__workers=64, resources__cpus_per_worker=4)
+    answer = sweep(write_space(variant, tmp_path), tmp_path / "results")
     assert answer.returncode == 2
     assert "needs 64 workers with 4 CPU each, and the cluster has" in answer.stderr
     assert not list((tmp_path / "results" / "store").glob("steps/*"))
@@ -275,8 +280,8 @@ def test_a_trial_that_can_never_fit_is_refused_before_any_work(tmp_path: Path) -
     ],
 )
 def test_bad_commands_end_with_2_and_a_way_out(tmp_path: Path, more: list[str], expected: str) -> None:
-    space = str(write_space(small(), tmp_path))
-    answer = call(sweep_module.main, space, "--results", str(tmp_path / "results"), *more)
+    space_file = str(write_space(small(), tmp_path))
+    answer = call(sweep_module.main, space_file, "--results", str(tmp_path / "results"), *more)
     assert answer.returncode == 2
     assert expected in answer.stderr
     assert "Traceback" not in answer.stderr
@@ -323,9 +328,9 @@ def test_the_notebook_runs_on_the_results(small_results: Path, monkeypatch: pyte
 
 def test_the_stored_policies_are_the_trained_ones(small_results: Path) -> None:
     """E[r] in the table is the expectation under the stored weights, estimated here from the model alone."""
-    results = tables.load(small_results)
+    results = load(small_results)
     row = results.trials.set_index("label").loc["dpo:helpfulness@2"]
-    steps, store = results.steps.set_index("label"), Store(results.sweep["store"])
+    steps, store = results.steps.set_index("label"), Store(small_results / "store")
     folder = store.verified_output_dir(steps.loc["train dpo:helpfulness@2", "step_id"])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt, rng, rewards = 3, np.random.default_rng(0), []

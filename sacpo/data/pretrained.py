@@ -20,7 +20,10 @@ def check_weights(info: Mapping[str, Any], path: str) -> None:
     """
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(item[0] if isinstance(item, tuple) else item) for item in info["mismatched_keys"])
-    for problem, names in (("are not in the checkpoint", missing), ("have another shape in the checkpoint", mismatched)):
+    for problem, names in (
+        ("are not in the checkpoint", missing),
+        ("have another shape in the checkpoint", mismatched),
+    ):
         if names:
             shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             raise StepError(

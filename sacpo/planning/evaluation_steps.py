@@ -49,16 +49,15 @@ class EvaluationSteps:
         judge_models: `judge_model_key` of each trained judge to the step that trains its model.
     """
 
-    def __init__(
-        self, graph: Graph, space: Space, prompts: Mapping[str, str], judge_models: Mapping[str, str]
-    ) -> None:
+    def __init__(self, graph: Graph, space: Space, prompts: Mapping[str, str], judge_models: Mapping[str, str]) -> None:
         self.graph, self.space, self.prompts, self.judge_models = graph, space, prompts, judge_models
         self.criteria = space.evaluation.criteria
 
     def generate(self, policy: dict[str, str], q: float | None, sft: str, label: str) -> dict[str, str]:
         """Each criterion's answers of a policy."""
         parents = dict(policy)
-        plain_samples = self.space.evaluation.generation.temperature == 1.0
+        generation = self.space.evaluation.generation
+        plain_samples = generation.temperature == 1.0 and generation.top_p == 1.0
         if not self.space.synthetic and policy != {"policy": sft} and plain_samples:
             parents["sft"] = sft  # KL to the SFT policy is estimated on the policy's own samples
         return {criterion: self._answers(criterion, label, parents, q=q) for criterion in self.criteria}

@@ -95,6 +95,7 @@ class _Examples(Payload):
 
     @property
     def prompt_set(self) -> str | None:
+        """Id of the prompts that the step needs."""
         return self.excluded_prompts
 
 
@@ -139,6 +140,7 @@ class InspectionPayload(Payload):
 
     @property
     def prompt_set(self) -> str | None:
+        """Id of the prompts that the step needs."""
         return self.prompts
 
 
@@ -226,6 +228,7 @@ class GeneratePayload(Payload):
 
     @property
     def prompt_set(self) -> str | None:
+        """Id of the prompts that the step needs."""
         return self.prompts
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import SerializeAsAny, ValidationError, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from sacpo.data.prompts import Prompt
 from sacpo.errors import SacpoError
@@ -71,10 +71,10 @@ class Trial(Frozen):
     q: float | None = None
     seed: int | None = None
     probabilities: str | None = None
-    generate: dict[str, str] = {}
-    judge: dict[str, str] = {}
-    panel: dict[str, dict[str, str]] = {}
-    head_to_head: dict[str, dict[str, str]] = {}
+    generate: dict[str, str] = Field(default_factory=dict)
+    judge: dict[str, str] = Field(default_factory=dict)
+    panel: dict[str, dict[str, str]] = Field(default_factory=dict)
+    head_to_head: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @property
     def beta(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What people read: plots, the HTML page, texts for the terminal, and the live table while a sweep runs.
+"""Output for people: plots, the HTML page, texts for the terminal, and the live table while a sweep runs.
 
 Here are the PNG (`plots`), the interactive figure (`interactive`), the page (`page`, `tables`, `templates/`), the model
 card of an export, `--status` and `--dry-run` as text, and `live`. The package may import `results` and everything below

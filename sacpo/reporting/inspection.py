@@ -20,7 +20,7 @@ def inspection_text(content: dict[str, Any], space: Space) -> str:
     limit = "no limit in its configuration" if positions is None else f"{positions} positions"
     lines = [
         f"model: {limit}; an answer ends at {' or '.join(content['end_tokens'])}",
-        "texts are shown as tokens separated by |; \N{DOUBLE VERTICAL LINE} ends the prompt, training is on what follows",
+        "texts are shown as tokens separated by |; \N{DOUBLE VERTICAL LINE} ends the prompt; the rest is trained on",
     ]
     for source in content["data"]:
         lines += ["", source["source"]]

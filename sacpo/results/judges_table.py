@@ -1,4 +1,4 @@
-"""The table of judges: what is known about each judge before its win rates are believed."""
+"""The table of judges: the facts by which the win rates of a judge can be trusted."""
 
 from __future__ import annotations
 

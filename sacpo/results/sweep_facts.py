@@ -88,7 +88,7 @@ class SweepFacts(Stored):
             inside. `sacpo.store.results_location.ResultsLocation.resolve` makes it a URI.
         canaries: Whether judges were tried before policies were trained.
         notes: Remarks for the user.
-        runs: The runs of this results folder, oldest first. A run that found nothing to do adds none.
+        runs: The runs of this results folder, oldest first. A run without work adds none.
         counts: Numbers of trials and steps.
     """
 

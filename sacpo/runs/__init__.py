@@ -1,4 +1,4 @@
-"""What the commands do, one module for each command: a sweep, judging again, the report, an export.
+"""The work of the commands, one module for each: a sweep, judging again, the report, an export.
 
 A command parses its arguments and calls one function here. The package may import every other package, but no command;
 it imports `cluster` and `steps`, and with them ray and torch, only when they are used.

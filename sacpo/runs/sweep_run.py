@@ -22,9 +22,9 @@ from sacpo.planning.records import JudgeMetrics
 from sacpo.reporting.live import Progress, trial_table
 from sacpo.reporting.write import write_report
 from sacpo.results.collect import complete
-from sacpo.results.kept_plan import KeptSweep, write_plan
+from sacpo.results.kept_plan import PLAN_FILE, KeptSweep, write_plan
 from sacpo.results.load import Results, load_folder
-from sacpo.results.sweep_facts import RunFacts, SweepFacts
+from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
@@ -87,8 +87,23 @@ class SweepRun:
                 facts = facts.with_run(run)
                 write_plan(self.plan, self.location.folder)
                 write_facts(facts, self.location.folder)
-                facts, is_stopped = self._carry_out(facts, run, trials, records.keys(), console)
+                try:
+                    facts, is_stopped = self._carry_out(facts, run, trials, records.keys(), console)
+                except SacpoError:  # no step was started
+                    self._restore_facts()
+                    raise
             return self._finish(facts, run, console, is_stopped)
+
+    def _restore_facts(self) -> None:
+        """Put the results folder back into the state before the run, so that another space can still use a new one."""
+        folder = self.location.folder
+        if self.kept is None:
+            for name in (PLAN_FILE, SWEEP_FILE):
+                (folder / name).unlink(missing_ok=True)
+        else:
+            write_plan(self.kept.plan, folder)
+            if self.kept.facts is not None:
+                write_facts(self.kept.facts, folder)
 
     def _check(self) -> None:
         if self.address in ("local", IN_PROCESS):

@@ -52,9 +52,7 @@ class LocalCheckpoints:
         """Copy a checkpoint to the store; a mark is written when it is complete, and earlier ones are deleted."""
         earlier, target = self._complete(), f"{self._root}/{updates}"
         self._store.create_dir(target, recursive=True)
-        fs.copy_files(
-            str(folder), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._store
-        )
+        fs.copy_files(str(folder), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._store)
         with self._store.open_output_stream(target + _COMPLETE) as mark:
             mark.write(b"")
         for number in earlier - {updates}:

@@ -92,9 +92,7 @@ def _loss(trainer: Any) -> str:
     return str(types[0]) if len(types) == 1 else str(types)
 
 
-def effective_training(
-    stage: BuiltStage, payload: AnyTrainPayload, batch: Batch, *, zero_stage: int
-) -> TrainEffective:
+def effective_training(stage: BuiltStage, payload: AnyTrainPayload, batch: Batch, *, zero_stage: int) -> TrainEffective:
     """Compare all settings of a stage with its trainer.
 
     Args:

@@ -50,9 +50,7 @@ def continuous(
     batching = ContinuousBatchingConfig(
         max_requests_per_batch=settings.batch_size, seed=settings.seed, drop_unsupported_processors=False
     )
-    outputs = model.generate_batch(
-        inputs=prompts, generation_config=config, continuous_batching_config=batching
-    )
+    outputs = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=batching)
     errors = [output.error for output in outputs.values() if output.error is not None]
     if errors or len(outputs) < len(prompts):
         raise StepError(

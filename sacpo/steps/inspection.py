@@ -72,9 +72,7 @@ def run(job: Job[InspectionPayload]) -> StepReport:
             if len(rows) < batch_size
         ]
     if positions is not None and payload.max_length > positions:
-        problems.append(
-            f"data.max_length is {payload.max_length}, but the model has {positions} positions; lower it"
-        )
+        problems.append(f"data.max_length is {payload.max_length}, but the model has {positions} positions; lower it")
     evaluation = []
     for criterion, texts in _by_criterion(job):
         ids = encode(

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sacpo.data.batching import with_pad_token
 from sacpo.data.pretrained import check_weights
 from sacpo.errors import StepError, first_line
 from sacpo.execution.job import Job
@@ -113,13 +114,6 @@ def _pretrained(settings: PretrainedModel) -> tuple[Any, PreTrainedTokenizerBase
     check_vocabulary(model, tokenizer, path)
     check_prompt_format(tokenizer, settings.prompt_template, path)
     return model, tokenizer
-
-
-def with_pad_token(tokenizer: Any) -> Any:
-    """The tokenizer, padding with its end-of-sequence token if it has no padding token."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _without_quantization_config(quantised: Any) -> Any:

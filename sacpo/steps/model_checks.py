@@ -28,9 +28,9 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) 
         named = [f"{role} token {token}" for role, token in special.items() if token in outside]
         shown = ", ".join(named) or f"{min(outside, key=outside.__getitem__)!r}"
         raise StepError(
-            f"model.path {path}: the tokenizer has {max(outside.values()) + 1} tokens, the model {size}: {shown} has no "
-            "embedding; resize the model's embeddings (resize_token_embeddings) and save it, or use the tokenizer that "
-            "the model was trained with"
+            f"model.path {path}: the tokenizer has {max(outside.values()) + 1} tokens, the model {size}: {shown} "
+            "has no embedding; resize the model's embeddings (resize_token_embeddings) and save it, or use the "
+            "tokenizer that the model was trained with"
         )
 
 
@@ -56,8 +56,8 @@ def check_prompt_format(tokenizer: PreTrainedTokenizerBase, template: str, path:
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise StepError(
-            f"model.prompt_template begins with {tokenizer.bos_token}, which the tokenizer of {path} adds by itself, so "
-            "every prompt would begin with two of them; leave it out of the template"
+            f"model.prompt_template begins with {tokenizer.bos_token}, which the tokenizer of {path} adds by itself, "
+            "so every prompt would begin with two of them; leave it out of the template"
         )
 
 

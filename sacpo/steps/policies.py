@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from sacpo.data.batching import with_pad_token
 from sacpo.steps.merge import merged
-from sacpo.steps.model import with_pad_token
 
 
 def load_policy(parents: dict[str, Path], q: float | None = None) -> tuple[Any, PreTrainedTokenizerBase]:

@@ -226,7 +226,7 @@ def _check_engine(trainer: Any, batch: Batch) -> None:
 
 
 def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
-    """How often the reward model prefers the chosen answer of a held-out pair (ties count half), and its calibration."""
+    """Share of held-out pairs of which the reward model prefers the chosen answer (ties half), and its calibration."""
     from sacpo.statistics.calibration import calibrate  # imports scipy, which other stages start faster without
 
     pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())

@@ -23,13 +23,13 @@ _FOLDER = "sweeps"
 
 
 class SweepEntry(Stored):
-    """What a run writes about its sweep when it starts.
+    """The entry that a run of a sweep writes when it starts.
 
     Attributes:
         run: Id of the run.
         name: Name of the space.
         results: URI of the results folder when the run started.
-        store_in_results: Path of the store in the results folder, with which a moved folder is found again; None if the
+        store_in_results: Path of the store in the results folder, by which a moved folder is located; None if the
             store does not lie inside.
         started_at: Seconds since the epoch.
     """

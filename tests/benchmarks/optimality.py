@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.sweep import QUICKSTART
 from tests.benchmarks._options import parse
 from tests.benchmarks.quickstart import TOY
@@ -67,7 +67,7 @@ def shares(pairs: int, updates: int, lambdas: list[float], folder: Path, first: 
     answer = sweep(QUICKSTART, folder / str(pairs), "--store", str(folder / "store"), *more, timeout=3600)
     if answer.returncode:
         raise SystemExit(answer.stdout + answer.stderr)
-    trials = tables.load(folder / str(pairs)).trials
+    trials = load(folder / str(pairs)).trials
     row: dict[str, float] = {
         "pairs": pairs,
         "stage 1": trials.loc[trials["method"] == "one-step", "share_of_optimum"].item(),

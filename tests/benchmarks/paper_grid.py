@@ -26,7 +26,7 @@ from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
 from sacpo.planning.payloads import DPOPayload
 from sacpo.planning.planner import make_plan
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.spaces.loading import load_space
 from sacpo.store.step_store import Store
 from tests.benchmarks._options import parse
@@ -150,8 +150,8 @@ def main() -> None:
         ours = time.monotonic() - started
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
-        steps = tables.load(root / "results").steps
-        calls = len(tables.load(root / "results").verdicts)
+        steps = load(root / "results").steps
+        calls = len(load(root / "results").verdicts)
     pipe.send("end")
     total = sum(other.values())
     for part, value in other.items():

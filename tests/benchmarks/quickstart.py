@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.sweep import QUICKSTART
 from tests.benchmarks._options import parse
 from tests.commands import sweep
@@ -57,8 +57,8 @@ def main() -> None:
             if answer.returncode:
                 raise SystemExit(answer.stdout + answer.stderr)
             if len(seconds) == 1:
-                first = tables.load(results)
-        second = tables.load(results)
+                first = load(results)
+        second = load(results)
         print(answer.stdout)
     orchestration, start = shares(first.steps, seconds[0])
     kinds = first.steps.groupby("kind")["seconds"].agg(["count", "sum", "median"]).round(1)
@@ -66,8 +66,8 @@ def main() -> None:
     figures = {
         "wall_seconds": round(seconds[0], 1),
         "second_run_seconds": round(seconds[1], 1),
-        "second_run_steps": second.sweep["counts"]["steps_run"],
-        "steps_run": first.sweep["counts"]["steps_run"],
+        "second_run_steps": second.sweep.counts.steps_run - first.sweep.counts.steps_run,
+        "steps_run": first.sweep.counts.steps_run,
         "steps_unique": int(first.steps["step_id"].nunique()),
         "orchestration_share": round(orchestration, 3),
         "start_share": round(start, 3),

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sacpo.results import tables
+from sacpo.results import load
 from sacpo.sweep import QUICKSTART
 from tests.benchmarks._options import parse
 from tests.benchmarks.quickstart import TOY
@@ -39,7 +39,7 @@ def main() -> None:
                 stores = {"path": str(folder / "store"), "bucket": service.uri(f"store-{pair}")}
                 for side in sorted(stores, reverse=pair % 2 == 0):
                     seconds[side].append(timed(space, folder / side, stores[side], *more))
-                path, bucket = (tables.load(folder / side).trials[columns] for side in stores)
+                path, bucket = (load(folder / side).trials[columns] for side in stores)
                 same = same and bool(path.equals(bucket))
                 print({side: round(values[-1], 1) for side, values in seconds.items()}, flush=True)
         finally:

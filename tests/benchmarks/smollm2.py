@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sacpo.results import tables
+from sacpo.results import load
 from tests.benchmarks._options import parse
 from tests.commands import sweep
 from tests.models import tiny_chat_model
@@ -107,7 +107,7 @@ def main() -> None:
         print(answer.stdout)
         if answer.returncode:
             raise SystemExit(answer.stderr)
-        results = tables.load(options.results)
+        results = load(options.results)
     print(results.steps[["label", "status", "seconds", "metrics"]].to_string(index=False))
     accuracy = results.trials.filter(like="judge_accuracy").max().round(3).to_dict()
     figures = {"seconds": round(time.monotonic() - started), "trials": len(results.trials), **accuracy}

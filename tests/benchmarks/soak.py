@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from sacpo.results import tables
+from sacpo.results import load
 from tests.benchmarks._options import parse
 from tests.commands import arguments, sweep, write_space
 from tests.spaces import ROOT, small
@@ -56,7 +56,7 @@ def main() -> None:
         survived = soak.finish(3600)
         lost = 0
         for i in range(options.sweeps):
-            calm, after = (tables.load(folder / f"{name}-{i}").trials[COLUMNS] for name in ("calm", "soak"))
+            calm, after = (load(folder / f"{name}-{i}").trials[COLUMNS] for name in ("calm", "soak"))
             same = calm.eq(after) | (calm.isna() & after.isna())
             lost += int((~same.all(axis=1)).sum())
         figures = {
