@@ -15,6 +15,16 @@ from tests.s3 import Service
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def small_generation_cache() -> Iterator[None]:
+    """Bound the cache of continuous batching, for which transformers would allocate most of the machine's memory."""
+    from tests.models import bound_generation_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        bound_generation_cache(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A local cluster with two CPUs and a temporary folder of its own; all tests of a session share it."""

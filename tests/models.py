@@ -1,12 +1,17 @@
-"""Small real models for tests."""
+"""Small real models, and small memory for them."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sacpo.steps import engines
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant:"
 
@@ -34,3 +39,13 @@ def tiny_chat_model(folder: Path) -> str:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def bound_generation_cache(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Give continuous batching a small share of the memory for its cache, instead of nine tenths of all that is free.
+
+    Args:
+        set_attribute: Replaces the attribute of a module.
+    """
+    config = functools.partial(engines.ContinuousBatchingConfig, max_memory_percent=0.02)
+    set_attribute(engines, "ContinuousBatchingConfig", config)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from sacpo.errors import SacpoError
-from sacpo.results.sweep_facts import SWEEP_FILE, read_facts
+from sacpo.results.sweep_facts import read_facts
 from sacpo.store.results_location import DEFAULT_RESULTS, ResultsLocation
 from sacpo.store.step_store import Store
 from sacpo.store.sweep_registry import SweepStatus, sweeps
@@ -41,10 +41,11 @@ def status_text(results: str | None, store: str | None) -> str:
 def _store_of(location: ResultsLocation) -> Iterator[str]:
     """URI of the store of a results folder; nothing if no sweep has run in it."""
     folder = location.fetch()
-    if (folder / SWEEP_FILE).exists():
+    try:
         yield location.resolve(read_facts(folder).store)
-    elif Store(location.default_store).exists():
-        yield location.default_store
+    except SacpoError:  # the facts are missing or damaged; the store may be there
+        if Store(location.default_store).exists():
+            yield location.default_store
 
 
 def _table(statuses: Iterable[SweepStatus]) -> str:

@@ -87,6 +87,7 @@ class SweepRun:
                 facts = facts.with_run(run)
                 write_plan(self.plan, self.location.folder)
                 write_facts(facts, self.location.folder)
+                self.location.publish()
                 try:
                     facts, is_stopped = self._carry_out(facts, run, trials, records.keys(), console)
                 except SacpoError:  # no step was started
@@ -99,11 +100,12 @@ class SweepRun:
         folder = self.location.folder
         if self.kept is None:
             for name in (PLAN_FILE, SWEEP_FILE):
-                (folder / name).unlink(missing_ok=True)
+                self.location.remove(name)
         else:
             write_plan(self.kept.plan, folder)
             if self.kept.facts is not None:
                 write_facts(self.kept.facts, folder)
+            self.location.publish()
 
     def _check(self) -> None:
         if self.address in ("local", IN_PROCESS):

@@ -69,6 +69,13 @@ class ResultsLocation:
                     self.files.upload(path, path.name)
                     self._sent[path.name] = changed
 
+    def remove(self, name: str) -> None:
+        """Remove a file from the folder on this machine, and from the bucket if there is one."""
+        (self.folder / name).unlink(missing_ok=True)
+        if isinstance(self.files, S3Backend):
+            self.files.remove(name)
+            self._sent.pop(name, None)
+
 
 def path_inside(outer: LocalBackend | S3Backend, inner: LocalBackend | S3Backend) -> str | None:
     """Path of one location in another one, such as `store`; None if it does not lie inside."""

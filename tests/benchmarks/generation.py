@@ -21,6 +21,7 @@ from sacpo.steps.engines import ENGINES
 from sacpo.steps.policies import load_policy
 from tests.benchmarks._options import parse
 from tests.benchmarks.precomputed_reference import make_policy
+from tests.models import bound_generation_cache
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each answer")
     arguments = parse(parser, width=32, layers=1, prompts=2, batch=2, repeats=1, new_tokens=3)
+    if arguments.smoke:
+        bound_generation_cache()
     rng = np.random.default_rng(0)
     prompts = [rng.integers(64, 2048, int(rng.integers(8, 129))).tolist() for _ in range(arguments.prompts)]
     settings = Generation(max_new_tokens=arguments.new_tokens, batch_size=arguments.batch)
