@@ -1,7 +1,7 @@
-"""Machines for tests: network, mount, process and host-name spaces of this one, reached by SSH over a bridge.
+"""Simulated machines: network, mount, process and host-name namespaces of this one, reached by SSH over a bridge.
 
-Each has a home, a temporary folder and shared memory of its own; `/mnt/shared` is the same on all. What is installed
-here is installed there.
+Each has a home, a temporary folder and shared memory of its own; `/mnt/shared` is the same on all. Software that is
+installed on this machine is installed on all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-NETWORK = f"10.213.{os.getpid() % 254}"  # a killed test leaves its own behind
+NETWORK = f"10.213.{os.getpid() % 254}"  # another network for each process: a killed test leaves its bridge behind
 _TOOLS = ("sshd", "ssh", "ssh-keygen", "rsync", "ip", "unshare", "mount")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 _START = """
@@ -39,7 +39,7 @@ exec {sshd} -D -e -o Port=22 -o HostKey={folder}/key -o UsePAM=no -o PermitRootL
 
 @dataclass(frozen=True)
 class Hosts:
-    """Some that run: their addresses, the private key that lets root in, and what they share, as a folder here."""
+    """Running machines: addresses, the private key for root, and the shared folder as a path of this machine."""
 
     addresses: list[str]
     key: Path
@@ -47,34 +47,36 @@ class Hosts:
 
 
 def missing() -> str | None:
-    """Why there can be no such hosts on this machine, or none."""
+    """Why this machine cannot have such hosts; None if it can."""
     absent = [tool for tool in _TOOLS if shutil.which(tool, path=PATH) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (Debian: openssh-server, rsync)"
-    tried = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False)
-    return None if tried.returncode == 0 and os.geteuid() == 0 else "namespaces and bridges need root"
+    attempt = subprocess.run(
+        ["unshare", "--net", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False
+    )
+    return None if attempt.returncode == 0 and os.geteuid() == 0 else "namespaces and bridges need root"
 
 
 @contextlib.contextmanager
 def running(count: int, folder: Path) -> Iterator[Hosts]:
-    """So many hosts, until the block ends."""
-    found = Hosts([f"{NETWORK}.{2 + i}" for i in range(count)], folder / "key", folder / "shared")
-    found.shared.mkdir()
-    _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(found.key))
+    """Run `count` hosts until the block ends."""
+    hosts = Hosts([f"{NETWORK}.{2 + i}" for i in range(count)], folder / "key", folder / "shared")
+    hosts.shared.mkdir()
+    _do("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(hosts.key))
     bridge = f"sacpo{os.getpid() % 10**8}"
     processes: list[subprocess.Popen[bytes]] = []
     _do("ip", "link", "add", bridge, "type", "bridge")
     try:
         _do("ip", "address", "add", f"{NETWORK}.1/24", "dev", bridge)
         _do("ip", "link", "set", bridge, "up")
-        for address in found.addresses:
-            processes.append(_start(address, bridge, found, folder))
-        for address in found.addresses:
+        for address in hosts.addresses:
+            processes.append(_start(address, bridge, hosts, folder))
+        for address in hosts.addresses:
             _wait(address)
-        yield found
+        yield hosts
     finally:
         for process in processes:
-            process.kill()  # and with it the first process of its space (--kill-child), and all others there
+            process.kill()  # also ends the first process of its namespace (--kill-child), and with it all others
             process.wait()
         _do("ip", "link", "delete", bridge)
 
@@ -88,14 +90,16 @@ def _start(address: str, bridge: str, hosts: Hosts, folder: Path) -> subprocess.
         process = subprocess.Popen([*command, "sh", "-c", f"read go; {script}"], stdin=subprocess.PIPE, stderr=log)
     while os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink("/proc/self/ns/net"):
         time.sleep(0.01)
-    ours, theirs = f"{bridge}-{number}"[-15:], "eth0"
+    outer, inner = f"{bridge}-{number}"[-15:], "eth0"
     inside = ["nsenter", "--target", str(process.pid), "--net", "ip"]
-    _do("ip", "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", str(process.pid))
-    _do("ip", "link", "set", ours, "master", bridge, "up")
+    _do("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", str(process.pid))
+    _do("ip", "link", "set", outer, "master", bridge, "up")
     _do(*inside, "link", "set", "lo", "up")
-    _do(*inside, "address", "add", f"{address}/24", "dev", theirs)
-    _do(*inside, "link", "set", theirs, "up")
-    _do(*inside, "route", "add", "default", "via", f"{NETWORK}.1")  # Ray finds its address by it; it leads nowhere
+    _do(*inside, "address", "add", f"{address}/24", "dev", inner)
+    _do(*inside, "link", "set", inner, "up")
+    _do(
+        *inside, "route", "add", "default", "via", f"{NETWORK}.1"
+    )  # Ray finds its own address by this route; nothing is behind it
     assert process.stdin is not None
     process.stdin.write(b"go\n")
     process.stdin.close()
@@ -112,4 +116,4 @@ def _wait(address: str) -> None:
             socket.create_connection((address, 22), timeout=1).close()
             return
         time.sleep(0.1)
-    raise AssertionError(f"nobody listens on {address}:22")
+    raise AssertionError(f"no SSH server listens on {address}:22")

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on the loopback interface whose every answer is scripted, failures included."""
+"""An OpenAI-compatible server on the loopback interface with scripted replies and scripted failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MATERIAL = re.compile(r"<<<(message|answer A|answer B) (\w+)>>>\n(.*?)\n<<<end 
 
 @dataclass(frozen=True)
 class Say:
-    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` all that the judge was shown."""
+    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` the judge's whole prompt."""
 
     text: str
     delay: float = 0.0
@@ -38,7 +38,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Body:
-    """Status 200 and any body."""
+    """Status 200 with this body."""
 
     text: str
 
@@ -49,16 +49,17 @@ Policy = Callable[[str, str, str, int], Behaviour]
 
 
 def verdict(value: str) -> str:
-    """A reply as it was asked for."""
+    """A reply in the requested format."""
     return f'They differ.\n{{"verdict": "{value}", "token": "{NONCE}"}}'
 
 
 class Server:
-    """What the server has seen.
+    """The server's script and the requests that it has received.
 
     Args:
-        policy: From prompt, first answer, second answer and the number of the attempt at them, counted from 1.
-        structured: Whether a reply format is taken; if not, such requests get status 400.
+        policy: The behaviour for a prompt, a first answer, a second answer and the number of the attempt at this
+            triple, counted from 1.
+        structured: Whether the server accepts a reply format; otherwise requests with one get status 400.
     """
 
     def __init__(self, policy: Policy, structured: bool = True) -> None:
@@ -69,16 +70,17 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.times: list[float] = []  # monotonic, of each request's arrival
         self.at_once = self.most_at_once = 0
-        self.gather = 0  # requests that must be under way at once before the first is answered
+        self.gather = 0  # requests that must be open at once before the first is answered
         self._gathered = asyncio.Event()
         self.ending = asyncio.Event()
 
     @property
     def calls(self) -> int:
-        """HTTP requests that came."""
+        """Number of HTTP requests so far."""
         return len(self.requests)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a chat completion request."""
         body = await request.json()
         self.requests.append(body)
         self.times.append(time.monotonic())
@@ -93,19 +95,20 @@ class Server:
             self.at_once -= 1
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request for the list of models."""
         return web.json_response({"data": []}, status=self.models)
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if not self.structured and "response_format" in body:
             return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
         shown = body["messages"][-1]["content"]
-        found = _MATERIAL.findall(shown)
-        prompt, first, second = (text for _, _, text in found)
+        materials = _MATERIAL.findall(shown)
+        prompt, first, second = (text for _, _, text in materials)
         self.attempts[prompt, first, second] += 1
         behaviour = self.policy(prompt, first, second, self.attempts[prompt, first, second])
         if isinstance(behaviour, Say):
             await asyncio.sleep(behaviour.delay)
-            text = behaviour.text.replace(NONCE, found[0][1]).replace("{seen}", shown)
+            text = behaviour.text.replace(NONCE, materials[0][1]).replace("{seen}", shown)
             return web.json_response(completion(text, behaviour.finish))
         if isinstance(behaviour, Body):
             return web.Response(text=behaviour.text, content_type="application/json")
@@ -128,7 +131,7 @@ class Server:
 
 
 def completion(text: str, finish: str = "stop") -> dict[str, Any]:
-    """A chat completion as the API gives it: 100 prompt tokens, 10 completion tokens."""
+    """A chat completion in the API's format: 100 prompt tokens, 10 completion tokens."""
     return {
         "id": "scripted",
         "object": "chat.completion",
@@ -142,7 +145,7 @@ def completion(text: str, finish: str = "stop") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def scripted(policy: Policy, structured: bool = True) -> Iterator[Server]:
-    """A server in a thread, on a free port, until the block ends."""
+    """Run a server in a thread, on a free port, until the block ends."""
     server = Server(policy, structured)
     loop = asyncio.new_event_loop()
     application = web.Application(client_max_size=2**24)

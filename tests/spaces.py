@@ -1,4 +1,4 @@
-"""Spaces that several tests use: the synthetic world, small enough for seconds."""
+"""Spaces that several tests share: the synthetic world at a size that trains in seconds."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def sections(results: Results) -> list[Section]:
     """The sections that have rows."""
     labels = {str(k): str(v) for k, v in results.trials.set_index("trial_id")["label"].items()}
     makers: list[Callable[[], Section]] = [
+        lambda: _warnings(results),
         lambda: _judges(results),
         lambda: _panel(results, labels),
         lambda: _bias(results, labels),
@@ -54,6 +55,13 @@ def _rows(results: Results, name: str, by_trial: bool = False) -> list[dict[Any,
     rows = [] if table is None else table.to_dict("records")
     position = {trial: i for i, trial in enumerate(results.trials["trial_id"])}
     return sorted(rows, key=lambda row: position[row["trial_id"]]) if by_trial else rows
+
+
+def _warnings(results: Results) -> Section:
+    trials = results.trials
+    rows = [[row["label"], row["warnings"]] for row in trials[trials["warnings"] != ""].to_dict("records")]
+    text = "Trials whose numbers may not mean what they seem to mean."
+    return Section("Warnings", text, ["trial", "warning"], rows)
 
 
 def _judges(results: Results) -> Section:

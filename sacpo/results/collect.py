@@ -19,6 +19,7 @@ from sacpo.results.step_columns import step_row
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import Counts, SweepFacts
 from sacpo.results.trial_columns import Evaluations, trial_row
+from sacpo.results.warning_columns import UNMOVED
 from sacpo.results.win_rates import estimate_columns, scored
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.pareto import on_front
@@ -94,6 +95,7 @@ def _collect(outputs: StoredOutputs, facts: SweepFacts) -> Results:
     evaluations = Evaluations(responses, own, estimates)
     trials = pd.DataFrame([trial_row(trial, outputs, evaluations) for trial in plan.trials])
     is_candidate = (trials["status"] == "done") & (trials["method"] != "sentinel")
+    is_candidate &= ~(trials["identical_to_parent"] >= UNMOVED)  # its point is its parent's
     trials["on_front"] = on_front(trials[list(CRITERIA)].where(is_candidate).to_numpy(dtype=float))
     steps = pd.DataFrame([step_row(step_id, outputs, facts.run_ids) for step_id in plan.steps])
     return Results(

@@ -15,6 +15,7 @@ from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import GenerateMetrics, TrainMetrics
 from sacpo.results.exact import exact_columns
 from sacpo.results.stored_outputs import StoredOutputs
+from sacpo.results.warning_columns import warning_columns
 from sacpo.results.win_rates import baseline_columns, criterion_columns
 from sacpo.statistics.win_rate import Estimate
 
@@ -52,6 +53,7 @@ def trial_row(trial: Trial, outputs: StoredOutputs, evaluations: Evaluations) ->
         "error": error,
         **{name: value for columns in criteria.values() for name, value in columns.items()},
         "mean_response_tokens": float(tokens.mean()) if len(tokens) else NAN,
+        **warning_columns(trial, outputs, evaluations.responses),
         "kl_to_sft": _estimated_kl(trial, outputs),
         **exact_columns(trial, outputs),  # its exact KL replaces the estimate
         **_durations(trial, outputs),

@@ -215,6 +215,8 @@ class SweepRun:
         console.print("* on the front; win rates against the SFT policy with 95 % intervals", markup=False)
         for reason, trials in results.trials[results.trials["status"] == "failed"].groupby("error", sort=False):
             console.print(f"FAILED {', '.join(trials['label'])}: {reason}", markup=False)
+        for warnings, trials in results.trials[results.trials["warnings"] != ""].groupby("warnings", sort=False):
+            console.print(f"WARNING {', '.join(trials['label'])}: {warnings}", markup=False)
         done_before = counts.steps_run + counts.steps_reused - run.steps_run
         console.print(
             f"{counts.trials_done} of {counts.trials} trials done; {run.steps_run} steps run, {done_before} done "

@@ -1,0 +1,72 @@
+"""Signs that a trial's numbers do not mean what they seem to mean: columns and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.records import TrainMetrics
+from sacpo.results.stored_outputs import StoredOutputs
+
+UNMOVED = 0.95
+"""A policy that gives so large a share of its parent's answers has not moved; it is no candidate for the front."""
+_FEW_FINISHED = 0.5
+
+_ANSWER = ["criterion", "prompt_id", "sample"]
+
+
+def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFrame) -> dict[str, Any]:
+    """The columns `finished_fraction`, `identical_to_parent` and `warnings` of a trial.
+
+    Args:
+        trial: The trial.
+        outputs: Records of the steps.
+        responses: The answers of all trials.
+    """
+    own = responses[responses["trial_id"] == trial.trial_id]
+    finished = float(own["finished"].astype(float).mean()) if len(own) else float("nan")
+    identical = _identical_to_parent(trial, outputs.plan, responses)
+    warnings = list(_training_warnings(trial, outputs))
+    if finished < _FEW_FINISHED:
+        warnings.append(
+            f"{1 - finished:.0%} of the answers ran into evaluation.generation.max_new_tokens; raise it, or see whether "
+            "the model's end token is the one that training uses (--inspect)"
+        )
+    if identical >= UNMOVED:
+        warnings.append(
+            f"{identical:.0%} of the answers are its parent policy's: the last stage hardly changed the policy; try a "
+            "higher learning_rate, more examples or a lower KL parameter"
+        )
+    return {"finished_fraction": finished, "identical_to_parent": identical, "warnings": "; ".join(warnings)}
+
+
+def parent_trial(trial: Trial, plan: Plan) -> Trial | None:
+    """The trial of the policy that a chain's last stage started from; None for merges, sentinels and the baseline."""
+    if trial is plan.baseline or set(trial.policy) != {"policy"}:
+        return None
+    parent = plan.steps[trial.policy["policy"]].parents.get("policy")
+    return next((other for other in plan.trials if other.policy == {"policy": parent}), None)
+
+
+def _identical_to_parent(trial: Trial, plan: Plan, responses: pd.DataFrame) -> float:
+    """Share of a trial's answers that its parent policy gives too; NaN without a parent or without answers of both."""
+    parent = parent_trial(trial, plan)
+    if parent is None:
+        return float("nan")
+    own, theirs = (
+        responses[responses["trial_id"] == t.trial_id].set_index(_ANSWER)["response"] for t in (trial, parent)
+    )
+    own, theirs = own.align(theirs, join="inner")
+    return float((own == theirs).mean()) if len(own) else float("nan")
+
+
+def _training_warnings(trial: Trial, outputs: StoredOutputs) -> Iterator[str]:
+    """Warnings of all trainings that the trial's policy rests on."""
+    plan = outputs.plan
+    for step_id in dict.fromkeys(s for end in trial.policy.values() for s in plan.ancestors(end)):
+        record = outputs.record(step_id)
+        if record is not None and isinstance(record.metrics, TrainMetrics):
+            yield from (f"{record.label}: {warning}" for warning in record.metrics.warnings)
