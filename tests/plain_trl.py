@@ -119,16 +119,22 @@ def judge(answers: Path, baseline: Path, base_url: str, out: Path) -> None:
     out.write_text(json.dumps({"win_rate": score / count, "calls": count}))
 
 
+COMMANDS = {"train": train, "merge": merge, "answer": answer, "judge": judge}
+
+
+def run(command: str, values: dict[str, Any]) -> None:
+    """Run one command with arguments of plain values."""
+    paths = ("policy", "data", "out", "first", "second", "prompts", "answers", "baseline")
+    COMMANDS[command](**{name: Path(value) if name in paths else value for name, value in values.items()})
+
+
 def main() -> None:
     """Run one command with the arguments given as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["train", "merge", "answer", "judge"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("values", help="the function's arguments as a JSON object")
     arguments = parser.parse_args()
-    values = json.loads(arguments.values)
-    paths = ("policy", "data", "out", "first", "second", "prompts", "answers", "baseline")
-    values = {name: Path(value) if name in paths else value for name, value in values.items()}
-    {"train": train, "merge": merge, "answer": answer, "judge": judge}[arguments.command](**values)
+    run(arguments.command, json.loads(arguments.values))
 
 
 if __name__ == "__main__":

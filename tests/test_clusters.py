@@ -71,7 +71,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def make_stack(region: str) -> None:
     """Create the CloudFormation stack of the project."""
     vpcs = boto3.client("ec2", region_name=region).describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])
-    values = {"Bucket": "mine", "SshFrom": SSH_FROM, "Vpc": vpcs["Vpcs"][0]["VpcId"]}
+    values = {"Bucket": "sweeps", "SshFrom": SSH_FROM, "Vpc": vpcs["Vpcs"][0]["VpcId"]}
     boto3.client("cloudformation", region_name=region).create_stack(
         StackName="sacpo",
         TemplateBody=STACK.read_text(),
@@ -146,7 +146,7 @@ def test_roles_reach_only_the_named_bucket_and_the_heads_own_workers() -> None:
     assert iam.list_role_policies(RoleName="sacpo-worker")["PolicyNames"] == []
     arn = next(p["Arn"] for p in iam.list_policies(Scope="Local")["Policies"] if p["PolicyName"] == "sacpo-store")
     document = iam.get_policy_version(PolicyArn=arn, VersionId="v1")["PolicyVersion"]["Document"]
-    assert {s["Resource"] for s in statements(document)} == {"arn:aws:s3:::mine", "arn:aws:s3:::mine/*"}
+    assert {s["Resource"] for s in statements(document)} == {"arn:aws:s3:::sweeps", "arn:aws:s3:::sweeps/*"}
     workers = iam.get_role_policy(RoleName="sacpo-head", PolicyName="workers")["PolicyDocument"]
     ends = next(s for s in statements(workers) if "ec2:TerminateInstances" in s["Action"])
     name = yaml.safe_load((ROOT / "cluster.yaml").read_text())["cluster_name"]

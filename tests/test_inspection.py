@@ -10,14 +10,13 @@ import pytest
 
 from sacpo import sweep
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import INSPECTION
+from sacpo.execution.artifacts import INSPECTION, PROMPT_END
 from sacpo.execution.in_process import execute
 from sacpo.execution.runner import Runner
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
 from sacpo.planning.schedule import scheduled_steps
 from sacpo.spaces.loading import parse_space
-from sacpo.steps.inspection import PROMPT_END
 from sacpo.store.step_store import Store
 from tests.chain_models import chain_model, chain_tokenizer, save, template
 from tests.commands import write_space

@@ -77,7 +77,11 @@ def test_pku_labels_of_harmlessness_are_the_safety_flags(flags: tuple[bool, bool
         ({"better_response_id": True}, "id out of range"),
         ({"better_response_id": 2}, "id out of range"),
         ({"better_response_id": -1}, "id out of range"),
-        ({"better_response_id": "1"}, "wrong type better_response_id"),
+        ({"better_response_id": "first"}, "wrong type better_response_id"),
+        ({"better_response_id": 0.5}, "wrong type better_response_id"),
+        ({"better_response_id": float("nan")}, "missing field better_response_id"),
+        ({"prompt": "half \ud83d"}, "lone surrogate in prompt"),
+        ({"response_0": "half \ud83d"}, "lone surrogate in response_0"),
         ({"better_response_id": None}, "missing field better_response_id"),
     ],
 )
@@ -86,7 +90,7 @@ def test_invalid_pku_rows_are_counted(change: dict[str, Any], reason: str) -> No
 
 
 def test_pku_flags_are_booleans() -> None:
-    row = {**PKU, "is_response_1_safe": 1}
+    row = {**PKU, "is_response_1_safe": "unsafe"}
     assert one(row, "pku-saferlhf", "labelled", "harmlessness") == "wrong type is_response_1_safe"
 
 
@@ -137,7 +141,7 @@ def test_labelled_and_demonstrations() -> None:
     good = [{"prompt": "p", "completion": "a"}]
     assert convert(rows, format="labelled", objective=None, shape="demonstrations") == (good, Counter())
     assert one(good[0], "demonstrations", "demonstrations") == good
-    assert one({**rows[0], "label": 1}, "labelled", "labelled") == "wrong type label"
+    assert one({**rows[0], "label": 2}, "labelled", "labelled") == "wrong type label"
     assert one(good[0], "labelled", "labelled") == "missing field label"
 
 

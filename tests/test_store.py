@@ -1,4 +1,4 @@
-"""Each step is done once, whoever asks; a partial output is never read."""
+"""Each step is done once, however many processes ask for it; a partial output is never read."""
 
 from __future__ import annotations
 

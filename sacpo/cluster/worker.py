@@ -43,13 +43,14 @@ def run_worker(config: dict[str, Any]) -> tuple[StepResult, str]:
     _redirect_output(job.logs / f"worker-{rank}.log")
     quiet_libraries()
     from sacpo.steps import train as stage
+    from sacpo.steps.worker_context import WorkerContext
 
     report.end_start_part("imports")
     with workdir(f"{job.step.id}-{rank}") as folder:
         resume_from = _download_checkpoint(folder, world_size)
         deepspeed = deepspeed_config(job) if job.resources.sharding == "zero3" else None
         report.end_start_part("group")
-        worker = stage.WorkerContext(
+        worker = WorkerContext(
             world_size=world_size,
             rank=rank,
             deepspeed=deepspeed,

@@ -7,28 +7,34 @@ Invalid rows are left out and counted by reason, so that the caller can refuse a
 from __future__ import annotations
 
 import hashlib
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, assert_never
 
+from sacpo.data.fields import (
+    InvalidRow,
+    Messages,
+    PromptText,
+    Row,
+    boolean,
+    checked_turns,
+    field,
+    is_messages,
+    messages,
+    prompt,
+    response,
+    response_id,
+    text,
+    transcript,
+    turns_of,
+)
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
 
-PromptText = str | list[dict[str, str]]
-"""One user turn as a text, or several turns as chat messages with `role` and `content`."""
-
-Row = dict[str, Any]
 Example = dict[str, Any]
-
-_TURN = re.compile(r"\n\n(Human|Assistant):")
-_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class _InvalidRow(Exception):
-    """A row cannot be used; the text is the reason under which it is counted."""
 
 
 # --------------------------------------------------------------------------------------------------------- the formats
@@ -71,7 +77,7 @@ def convert(
     for row in rows:
         try:
             examples += reader.read(row, objective, shape)
-        except _InvalidRow as reason:
+        except InvalidRow as reason:
             invalid[str(reason)] += 1
     return examples, invalid
 
@@ -92,43 +98,50 @@ class RowReader:
 
 
 def _read_pku(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
-    prompt = _prompt(row)
-    responses = [_response(row, f"response_{i}") for i in (0, 1)]
+    asked, responses = prompt(row), [response(row, f"response_{i}") for i in (0, 1)]
     if shape == "labelled" and objective == "harmlessness":
-        labels = [_boolean(row, f"is_response_{i}_safe") for i in (0, 1)]
+        labels = [boolean(row, f"is_response_{i}_safe") for i in (0, 1)]
         _check_different(*responses)
         return [
-            {"prompt": prompt, "completion": response, "label": label}
-            for response, label in zip(responses, labels, strict=True)
+            {"prompt": asked, "completion": completion, "label": label}
+            for completion, label in zip(responses, labels, strict=True)
         ]
     columns = {"helpfulness": "better_response_id", "harmlessness": "safer_response_id"}
-    preferred = _response_id(row, columns.get(str(objective), f"{objective}_response_id"))
-    return _examples_of_pair(prompt, responses[preferred], responses[1 - preferred], shape)
+    preferred = response_id(row, columns.get(str(objective), f"{objective}_response_id"))
+    return _examples_of_pair(asked, responses[preferred], responses[1 - preferred], shape)
 
 
 def _read_hh(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
-    (prompt, chosen), (other_prompt, rejected) = _transcript(row, "chosen"), _transcript(row, "rejected")
-    if prompt != other_prompt:
-        raise _InvalidRow("transcripts diverge before the last answer")
+    (turns, chosen), (other_turns, rejected) = _conversation(row, "chosen"), _conversation(row, "rejected")
+    if turns != other_turns:
+        raise InvalidRow("transcripts diverge before the last answer")
     if not chosen or not rejected:
-        raise _InvalidRow("empty response")
-    return _examples_of_pair(_checked_turns(prompt), chosen, rejected, shape)
+        raise InvalidRow("empty response")
+    return _examples_of_pair(checked_turns(turns), chosen, rejected, shape)
 
 
 def _read_pair(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
-    return _examples_of_pair(_prompt(row), _response(row, "chosen"), _response(row, "rejected"), shape)
+    """A prompt with two responses; or two whole conversations, whose shared beginning is the prompt (as in TRL)."""
+    if _is_conversation(row.get("chosen")) and _is_conversation(row.get("rejected")):
+        return _read_hh(row, objective, shape)
+    return _examples_of_pair(prompt(row), response(row, "chosen"), response(row, "rejected"), shape)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a field holds messages of more than one turn."""
+    return is_messages(value) and len(messages(value, "chosen")) > 1
 
 
 def _read_labelled(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
-    label = _boolean(row, "label")
-    example = {"prompt": _prompt(row), "completion": _response(row, "completion")}
+    label = boolean(row, "label")
+    example = {"prompt": prompt(row), "completion": response(row, "completion")}
     if shape == "labelled":
         return [{**example, "label": label}]
     return [example] if label else []
 
 
 def _read_demonstration(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
-    return [{"prompt": _prompt(row), "completion": _response(row, "completion")}]
+    return [{"prompt": prompt(row), "completion": response(row, "completion")}]
 
 
 FORMATS: dict[RowFormat, RowReader] = {
@@ -141,124 +154,49 @@ FORMATS: dict[RowFormat, RowReader] = {
 """The reader of each format."""
 
 
-def _examples_of_pair(prompt: PromptText, chosen: str, rejected: str, shape: ExampleShape) -> list[Example]:
+def _examples_of_pair(asked: PromptText, chosen: str, rejected: str, shape: ExampleShape) -> list[Example]:
     match shape:
         case "demonstrations":
-            return [{"prompt": prompt, "completion": chosen}]
+            return [{"prompt": asked, "completion": chosen}]
         case "pairs":
             _check_different(chosen, rejected)
-            return [{"prompt": prompt, "chosen": chosen, "rejected": rejected}]
+            return [{"prompt": asked, "chosen": chosen, "rejected": rejected}]
         case "labelled":
             _check_different(chosen, rejected)
             return [
-                {"prompt": prompt, "completion": chosen, "label": True},
-                {"prompt": prompt, "completion": rejected, "label": False},
+                {"prompt": asked, "completion": chosen, "label": True},
+                {"prompt": asked, "completion": rejected, "label": False},
             ]
         case _:
             assert_never(shape)
 
 
-# --------------------------------------------------------------------------------------------------- fields of a row
-
-
-def _field(row: Row, name: str) -> Any:
-    if row.get(name) is None:
-        raise _InvalidRow(f"missing field {name}")
-    return row[name]
-
-
-def _boolean(row: Row, name: str) -> bool:
-    value = _field(row, name)
-    if not isinstance(value, bool):
-        raise _InvalidRow(f"wrong type {name}")
-    return value
-
-
-def _response_id(row: Row, name: str) -> int:
-    value = _field(row, name)
-    if not isinstance(value, int):
-        raise _InvalidRow(f"wrong type {name}")
-    if isinstance(value, bool) or value not in (0, 1):
-        raise _InvalidRow("id out of range")
-    return value
-
-
-def _messages(value: Any, name: str) -> list[dict[str, str]]:
-    if not isinstance(value, list) or not all(
-        isinstance(message, dict)
-        and message.get("role") in ("system", "user", "assistant")
-        and isinstance(message.get("content"), str)
-        for message in value
-    ):
-        raise _InvalidRow(f"wrong type {name}")
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _prompt(row: Row) -> PromptText:
-    value = _field(row, "prompt")
-    if isinstance(value, str):
-        if not value.strip():
-            raise _InvalidRow("empty prompt")
-        return value
-    return _checked_turns(_messages(value, "prompt"))
-
-
-def _checked_turns(messages: list[dict[str, str]]) -> PromptText:
-    """The prompt of chat messages. Chat templates raise or write wrong text if turns do not alternate."""
-    if not messages:
-        raise _InvalidRow("empty prompt")
-    turns = messages[1:] if messages[0]["role"] == "system" else messages
-    if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise _InvalidRow("turns do not alternate")
-    if not turns[0]["content"].strip():
-        raise _InvalidRow("empty prompt")
-    if not all(turn["content"].strip() for turn in turns):
-        raise _InvalidRow("empty turn")
-    return messages[0]["content"] if len(messages) == 1 else messages
-
-
-def _response(row: Row, name: str) -> str:
-    value = _field(row, name)
-    if isinstance(value, list):
-        messages = _messages(value, name)
-        if [message["role"] for message in messages] != ["assistant"]:
-            raise _InvalidRow(f"wrong type {name}")
-        value = messages[0]["content"]
-    if not isinstance(value, str):
-        raise _InvalidRow(f"wrong type {name}")
-    if not value.strip():
-        raise _InvalidRow("empty response")
-    return value.strip()
-
-
 def _check_different(first: str, second: str) -> None:
     if first == second:
-        raise _InvalidRow("identical responses")
+        raise InvalidRow("identical responses")
 
 
-def _transcript(row: Row, name: str) -> tuple[list[dict[str, str]], str]:
-    """The turns of an hh-rlhf transcript before the last answer, and the last answer."""
-    text = _field(row, name)
-    if not isinstance(text, str):
-        raise _InvalidRow(f"wrong type {name}")
-    head, *parts = _TURN.split(text)
-    turns = [
-        {"role": _ROLES[speaker], "content": content.strip()}
-        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    if head.strip() or not turns or turns[-1]["role"] != "assistant":
-        raise _InvalidRow("not a transcript")
-    return turns[:-1], turns[-1]["content"]
+def _conversation(row: Row, name: str) -> tuple[Messages, str]:
+    """The turns before the last answer of a whole conversation (messages or an hh-rlhf transcript), and that answer."""
+    value = field(row, name)
+    turns = messages(value, name) if is_messages(value) else turns_of(text(value, name))
+    if not turns or turns[-1]["role"] != "assistant":
+        raise InvalidRow("not a transcript" if isinstance(value, str) else f"{name} does not end with an answer")
+    return turns[:-1], turns[-1]["content"].strip()
 
 
 # ---------------------------------------------------------------------------------------------------- sets of prompts
 
 
-def prompt_key(prompt: PromptText) -> str:
-    """The key by which two prompts count as the same: the first user turn in one case and with single spaces."""
-    if not isinstance(prompt, str):
-        prompt = next(message["content"] for message in prompt if message["role"] == "user")
-    return " ".join(prompt.casefold().split())
+def prompt_key(asked: PromptText) -> str:
+    """The key by which two prompts count as the same, in whichever format they are stored.
+
+    It is the first user turn (of messages, or of a text that is a transcript) in Unicode's composed form (NFC), in one
+    case and with single spaces.
+    """
+    turns = transcript(asked) if isinstance(asked, str) else asked
+    first = asked if turns is None else next(turn["content"] for turn in turns if turn["role"] == "user")
+    return " ".join(unicodedata.normalize("NFC", str(first)).casefold().split())
 
 
 def in_fraction(key: str, fraction: float) -> bool:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from sacpo.data.fields import is_encodable
 from sacpo.data.rows import read_rows
 from sacpo.errors import DataError
 
@@ -47,6 +48,10 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
         text, category = row.get("prompt"), row.get("category", row.get("type", ""))
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{path}: row {number} has prompt {text!r}; each row needs a text in `prompt`")
+        if not is_encodable(text):
+            raise DataError(
+                f"{path}: row {number} has half of a surrogate pair, which is no character; correct the text"
+            )
         if not isinstance(category, str):
             raise DataError(f"{path}: row {number} has category {category!r}; it must be a text, or be left out")
         if text in first_row:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
-from sacpo.data.preferences import PromptText
+from sacpo.data.fields import PromptText
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 

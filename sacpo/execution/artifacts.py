@@ -18,6 +18,8 @@ REFERENCE = "reference.parquet"
 PROBABILITIES = "probabilities.safetensors"
 HISTORY = "history.json"
 INSPECTION = "inspection.json"
+PROMPT_END = "\N{DOUBLE VERTICAL LINE}"
+"""In an inspection, stands between the prompt's tokens and the tokens that are trained on."""
 
 
 def shard_name(name: str, shard: tuple[int, int]) -> str:

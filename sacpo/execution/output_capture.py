@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def quiet_libraries() -> None:
     """Set `QUIET_LIBRARIES` in this process, before the libraries are imported; what the user has set stays."""
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own settings' new names
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ def chat(
         temperature=judge.temperature,
         max_tokens=judge.max_tokens,
         seed=judge.seed,
+        response_format=judge.response_format is not None,
+        system_role=judge.system_role,
         rubric=rubric,
         base_url=judge.base_url,
         api_key_env=judge.api_key_env,
@@ -100,4 +102,5 @@ def _verdict(pair: int, order: Order, repeat: int, reply: Reply) -> Verdict:
         reply.attempts,
         reply.prompt_tokens,
         reply.completion_tokens,
+        refused=reply.refused,
     )

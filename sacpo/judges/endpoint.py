@@ -1,27 +1,30 @@
 """A judge model behind an OpenAI-compatible endpoint: its settings, and single HTTP attempts.
 
-An attempt ends with a preference, with a reply that cannot be parsed, with a failure that can be retried, or with an
-error that ends the step. The API key is written only into the request's header.
+An attempt ends with a preference, with a reply that cannot be parsed, with a failure that can be retried, with a
+refusal of this one call, or with an error that ends the step. The API key is written only into the request's header.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import json
 import os
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import openai
 
 from sacpo.errors import StepError
+from sacpo.judges.completions import embedded_error, printable, read_completion
+from sacpo.judges.ledger import QuotaExceeded
+from sacpo.judges.refusals import SYSTEM, Refusal, read_error, retry_after_seconds
 from sacpo.judges.replies import parse
 from sacpo.judges.rubric import PROMPT_VERSION, RESPONSE_FORMAT, messages
+from sacpo.judges.thoughts import is_unfinished_thought
 
-RETRY_AFTER_CAP = 300.0  # seconds
+UNKNOWN_REFUSALS = 3
+"""Calls that an endpoint may refuse for unknown reasons before it has answered any; then the settings are wrong."""
 OPENAI_URL = "https://api.openai.com/v1"
 """Default address. It is always given to the client, which would otherwise read it from an environment variable, and an
 environment variable must not send the key elsewhere."""
@@ -41,8 +44,11 @@ class Endpoint:
         base_url: URL of the OpenAI-compatible API, usually ending in /v1; None means OpenAI's own.
         api_key_env: Environment variable that holds the key; None if the endpoint needs no key.
         temperature: Sampling temperature. None sends none, for models that accept only their default.
-        max_tokens: Largest number of tokens of a reply; a longer reply is truncated and counts as unparsable.
+        max_tokens: Largest number of tokens of a reply, thoughts included; a longer reply is truncated and counts as
+            unparsable. None sends none.
         seed: Seed that is sent to the endpoint; None sends none.
+        response_format: Whether a reply that follows a JSON schema is asked for.
+        system_role: Role of the message with the instructions; None puts them into the user's message.
         concurrency: Largest number of concurrent calls of all processes that share a folder of slots.
         timeout_s: Seconds until an HTTP attempt is given up.
         attempts: Largest number of HTTP attempts of one call.
@@ -56,8 +62,10 @@ class Endpoint:
     base_url: str | None = None
     api_key_env: str | None = None
     temperature: float | None = 0.0
-    max_tokens: int = 1024
+    max_tokens: int | None = 1024
     seed: int | None = None
+    response_format: bool = True
+    system_role: str | None = "system"
     concurrency: int = 16
     timeout_s: float = 60.0
     attempts: int = 8
@@ -67,7 +75,11 @@ class Endpoint:
     def identity(self) -> dict[str, Any]:
         """Everything that can change a verdict; the address and the limits of calls cannot."""
         names = ("model", "revision", "temperature", "max_tokens", "seed", "rubric")
-        return {"prompt_version": PROMPT_VERSION, **{name: getattr(self, name) for name in names}}
+        later = {
+            field.name: field.default for field in fields(self) if field.name in ("response_format", "system_role")
+        }
+        changed = [name for name, default in later.items() if getattr(self, name) != default]
+        return {"prompt_version": PROMPT_VERSION, **{name: getattr(self, name) for name in (*names, *changed)}}
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,8 @@ class Attempt:
         uncounted: The endpoint refused a parameter that later requests leave out or rename; the attempt does not count
             against the call's limit.
         unreachable: No server listens at the address, or a proxy answered that the server is unavailable.
+        final: Another attempt at the same call cannot help.
+        refused: The endpoint refuses this call for its content or its length.
         prompt_tokens: Prompt tokens that the endpoint reported; 0 if it reported none.
         completion_tokens: Completion tokens that the endpoint reported; 0 if it reported none.
         model: Name of the model in the reply.
@@ -109,6 +123,8 @@ class Attempt:
     retry_after: float = 0.0
     uncounted: bool = False
     unreachable: bool = False
+    final: bool = False
+    refused: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     model: str | None = None
@@ -120,19 +136,23 @@ class Client:
 
     Attributes:
         endpoint: The endpoint.
-        structured: Whether requests ask for a reply that follows the JSON schema.
+        left_out: Parameters that the endpoint refused, so that requests leave them out: `temperature`, `seed`,
+            `response_format`, `max_tokens`, or `system` for the role of the instructions.
+        accepted: The endpoint has answered a request with these settings.
         quiet_until: Until this time (monotonic clock) the endpoint asked for no requests.
 
     Raises:
         StepError: the key's environment variable is not set, or its value cannot be a key.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, accepted: bool = False) -> None:
         self.endpoint = endpoint
-        self.structured = True
+        self.left_out: set[str] = set()
+        self.accepted = accepted
         self.quiet_until = 0.0
         self._schema_accepted = False  # a request with the JSON schema got a reply
         self._length_parameter = "max_tokens"
+        self._unknown: dict[Call, StepError] = {}  # calls that were refused for unknown reasons
         self._secret = _secret(endpoint.api_key_env)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",  # without a key the client would search the environment for one
@@ -140,6 +160,11 @@ class Client:
             timeout=endpoint.timeout_s,
             max_retries=0,
         )
+
+    @property
+    def structured(self) -> bool:
+        """Whether requests ask for a reply that follows the JSON schema."""
+        return self.endpoint.response_format and "response_format" not in self.left_out
 
     async def close(self) -> None:
         """Close the connections."""
@@ -150,24 +175,15 @@ class Client:
 
         Raises:
             StepError: the endpoint refuses the key, the model or a setting, so that every call would fail.
+            QuotaExceeded: the account has no credit left.
         """
         endpoint = self.endpoint
         nonce = secrets.token_hex(8)  # a new nonce per attempt, so that a deterministic judge gets another text
-        optional = {
-            "temperature": endpoint.temperature,
-            "seed": endpoint.seed,
-            "response_format": RESPONSE_FORMAT if self.structured else None,
-        }
-        body: dict[str, Any] = {
-            "model": endpoint.model,
-            "messages": messages(endpoint.rubric, call.prompt, call.first, call.second, nonce),
-            self._length_parameter: endpoint.max_tokens,
-            **{name: value for name, value in optional.items() if value is not None},
-        }
+        body = self._body(call, nonce)
         try:
             async with asyncio.timeout(endpoint.timeout_s):  # the client's own timeout limits each read, not the sum
                 response = await self._client.chat.completions.with_raw_response.create(**body)
-            return self._read(response.text, call, nonce, body)
+            status, text, headers = 200, response.text, response.headers
         except (TimeoutError, openai.APITimeoutError):
             return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s")
         except openai.APIConnectionError as error:
@@ -175,64 +191,135 @@ class Client:
             cause = type(error.__cause__).__name__
             return Attempt("unavailable", f"no connection: {cause}", unreachable=cause == "ConnectError")
         except openai.APIStatusError as error:
-            refusal = error.response
+            status, text, headers = error.response.status_code, error.response.text, error.response.headers
         # Outside the handler: an error raised inside it would have the request, and with it the key, as its context.
-        return self._read_error(refusal.status_code, refusal.text, refusal.headers.get("retry-after"), body)
+        if status == 200:
+            error_in_reply = embedded_error(text)
+            if error_in_reply is None:
+                return self._read(text, call, nonce, body)
+            status, text = error_in_reply
+        return self._read_error(status, text, headers.get("retry-after"), call, body)
+
+    def check_refusals(self) -> None:
+        """Raises StepError if the endpoint refused calls for unknown reasons and answered none."""
+        if self._unknown and not self.accepted:
+            raise next(iter(self._unknown.values()))
+
+    def _body(self, call: Call, nonce: str) -> dict[str, Any]:
+        """The request without the parameters that are left out."""
+        endpoint = self.endpoint
+        role = None if SYSTEM in self.left_out else endpoint.system_role
+        optional = {
+            "temperature": endpoint.temperature,
+            "seed": endpoint.seed,
+            "response_format": RESPONSE_FORMAT if endpoint.response_format else None,
+            self._length_parameter: endpoint.max_tokens,
+        }
+        return {
+            "model": endpoint.model,
+            "messages": messages(endpoint.rubric, call.prompt, call.first, call.second, nonce, role),
+            **{name: value for name, value in optional.items() if value is not None and name not in self.left_out},
+        }
 
     def _read(self, text: str, call: Call, nonce: str, request: dict[str, Any]) -> Attempt:
         """Read the body of a reply with status 200."""
         try:
-            body = json.loads(text)
-            choice = body["choices"][0]
-            content = str(choice["message"].get("content") or choice["message"].get("refusal") or "")
-            truncated = choice.get("finish_reason") == "length"
-            usage = body.get("usage") or {}
-            prompt_tokens, completion_tokens = (
-                int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")
-            )
-            model, fingerprint = (body.get(name) for name in ("model", "system_fingerprint"))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return Attempt("unavailable", f"the reply is not a chat completion: {self._redacted(text)[:500]}")
+            reply = read_completion(text)
+        except ValueError:
+            message = printable(self._redacted(text)[:500])
+            return Attempt("unavailable", f"the reply is not a chat completion: {message}")
+        self.accepted = True
         self._schema_accepted |= "response_format" in request
         # The missing end of a truncated reply could have stated another preference.
-        preference = None if truncated else parse(content, nonce, (call.prompt, call.first, call.second))
+        preference = None if reply.cut else parse(reply.content, nonce, (call.prompt, call.first, call.second))
+        outcome: ReplyOutcome = preference or ("unavailable" if reply.refusal else "unparsable")
+        raw, final, uncounted = reply.content, False, False
+        if preference is None and reply.refusal:
+            raw, final = f"the endpoint refused to answer: {reply.refusal}", True
+        elif reply.cut and (not reply.content.strip() or is_unfinished_thought(reply.content)):
+            raw, final = self._spent(reply.completion_tokens), True
+        elif reply.cut:
+            limit = self.endpoint.max_tokens
+            raw = f"the reply was cut at max_tokens ({limit}); raise max_tokens of the judge: {reply.content}"
+        elif preference is None and not reply.content.strip() and reply.thoughts:
+            raw = (
+                "the reply has no content, only thoughts (reasoning_content), which are no verdict; set the judge's "
+                "response_format to null or change the server's reasoning parser, so that the verdict comes as "
+                f"content; the thoughts end with: {reply.thoughts[-200:]}"
+            )
+            # Some servers count a reply in a fixed format as thoughts as a whole.
+            final, uncounted = "response_format" not in request, "response_format" in request
+            if uncounted:
+                self.left_out.add("response_format")
         return Attempt(
-            outcome=preference or "unparsable",
-            raw=self._redacted(content),
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            model=self._redacted(str(model)) if model else None,
-            fingerprint=self._redacted(str(fingerprint)) if fingerprint else None,
+            outcome=outcome,
+            raw=self._redacted(raw),
+            uncounted=uncounted,
+            final=final,
+            refused=preference is None and bool(reply.refusal),
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            model=self._redacted(reply.model) if reply.model else None,
+            fingerprint=self._redacted(reply.fingerprint) if reply.fingerprint else None,
         )
 
-    def _read_error(self, status: int, text: str, retry_after: str | None, request: dict[str, Any]) -> Attempt:
-        """Read an error status: a failure that can be retried, possibly without a parameter.
+    def _spent(self, tokens: int) -> str:
+        return (
+            f"the reply was cut at max_tokens ({self.endpoint.max_tokens}) before the verdict began: all "
+            f"{tokens or 'its'} tokens were spent on reasoning; raise max_tokens of the judge"
+        )
+
+    def _read_error(
+        self, status: int, text: str, retry_after: str | None, call: Call, request: dict[str, Any]
+    ) -> Attempt:
+        """Read an error status: a failure that can be retried, possibly without a parameter, or this call's refusal.
 
         Raises:
-            StepError: a retry cannot succeed.
+            StepError: every call would fail.
+            QuotaExceeded: the account has no credit left.
         """
-        endpoint, message = self.endpoint, self._redacted(text)[:500]
-        if status in (408, 409, 429) or status >= 500:
+        message = printable(self._redacted(text)[:500])
+        shown = (call.prompt, call.first, call.second, self.endpoint.rubric)
+        error = read_error(status, text, request, shown, self.accepted)
+        refusal = error.refusal
+        if refusal is Refusal.UNKNOWN and "response_format" in request and not self._schema_accepted:
+            self.left_out.add("response_format")  # the parameter that most endpoints lack
+            return Attempt("unavailable", message, uncounted=True)
+        if refusal is Refusal.PARAMETER:
+            if error.parameter == "max_tokens":
+                self._length_parameter = "max_completion_tokens"
+            else:
+                self.left_out.add(error.parameter)
+            return Attempt("unavailable", message, uncounted=True)
+        if refusal is Refusal.RETRY:
             wait_s = retry_after_seconds(retry_after)
             if status == 429:
                 self.quiet_until = max(self.quiet_until, time.monotonic() + wait_s)
             unreachable = status in (502, 503, 504)
             return Attempt("unavailable", f"HTTP {status}: {message}", wait_s, unreachable=unreachable)
-        if status in (400, 422):
-            if "max_completion_tokens" in text and "max_tokens" in request:  # OpenAI's newer models
-                self._length_parameter = "max_completion_tokens"
-                return Attempt("unavailable", message, uncounted=True)
-            schema_refused = "response_format" in text or "json_schema" in text or not self._schema_accepted
-            if "response_format" in request and schema_refused:
-                self.structured = False
-                return Attempt("unavailable", message, uncounted=True)
-        variable = endpoint.api_key_env
+        if refusal is Refusal.QUOTA:
+            raise QuotaExceeded(
+                f"the quota of the account at the judge endpoint {self.endpoint.base_url or OPENAI_URL} is used up "
+                f"(HTTP {status}); the verdicts so far are stored: add credit and run the same command to continue; "
+                f"the endpoint's message was: {message}"
+            )
+        if refusal is Refusal.UNKNOWN and not self.accepted:
+            self._unknown[call] = self._refused(status, message)
+            if len(self._unknown) >= UNKNOWN_REFUSALS:
+                self.check_refusals()
+        if refusal is Refusal.CONFIGURATION:
+            raise self._refused(status, message)
+        return Attempt("unavailable", f"refused with HTTP {status}: {message}", final=True, refused=True)
+
+    def _refused(self, status: int, message: str) -> StepError:
+        """The error of an endpoint that refuses every call."""
+        endpoint, variable = self.endpoint, self.endpoint.api_key_env
         way_out = {
             401: f"check the key in {variable}" if variable else "name the key's environment variable in api_key_env",
             403: f"check the rights of the key in {variable}" if variable else "name a key's variable in api_key_env",
             404: "check base_url, which usually ends in /v1, and the name of the model",
         }.get(status, "check which of the judge's settings the endpoint does not accept")
-        raise StepError(
+        return StepError(
             f"the judge endpoint {endpoint.base_url or OPENAI_URL} refused model {endpoint.model} with HTTP {status} "
             f"({_key_source(variable)}): {way_out}; the endpoint's message was: {message}"
         )
@@ -265,27 +352,6 @@ def problem(base_url: str | None, api_key_env: str | None) -> str | None:
                 return f"the judge endpoint {url} asks for a key (HTTP {error.status_code}); set api_key_env"
             return f"the judge endpoint {url} refuses the key from {api_key_env} (HTTP {error.status_code})"
     return None
-
-
-def retry_after_seconds(retry_after: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait, at most RETRY_AFTER_CAP.
-
-    Args:
-        retry_after: Value of the header, a number of seconds or a date; None if there is no header.
-
-    Returns:
-        The wait in seconds; 0 without a header, for a malformed one, and for a date in the past.
-    """
-    if retry_after is None:
-        return 0.0
-    try:
-        wait_s = float(retry_after)
-    except ValueError:
-        try:
-            wait_s = email.utils.parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(wait_s, RETRY_AFTER_CAP) if wait_s > 0 else 0.0
 
 
 def _key_source(variable: str | None) -> str:

@@ -11,12 +11,14 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sacpo.errors import StepError
 from sacpo.hashing import canonical
+from sacpo.judges.completions import printable
 from sacpo.judges.replies import PREFERENCES
 
 Row = dict[str, Any]
@@ -25,6 +27,10 @@ Row = dict[str, Any]
 
 class BudgetExceeded(StepError):
     """A limit of the run (`max_calls`, `max_spend`) allows no more judge calls."""
+
+
+class QuotaExceeded(BudgetExceeded):
+    """The account at the endpoint has no credit left, so the run makes no more judge calls."""
 
 
 def call_key(judge: dict[str, Any], prompt: str, first: str, second: str, repeat: int) -> str:
@@ -54,11 +60,12 @@ class Ledger:
     def __init__(self, folder: str | Path, name: str) -> None:
         self.path = Path(folder) / f"{name}.jsonl"
         self._rows: dict[str, Row] = {}
+        self._times: dict[str, float] = {}
         for path in sorted(Path(folder).glob("*.jsonl")):
             for line in path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # incomplete line: its call is repeated
                     entry = json.loads(line)
-                    self._keep(entry["key"], entry["row"])
+                    self._keep(entry["key"], entry["row"], float(entry.get("time", 0.0)))
 
     def __len__(self) -> int:
         """Number of stored replies."""
@@ -73,18 +80,27 @@ class Ledger:
 
         Args:
             key: Key of the call, from `call_key`.
-            row: The reply. `get` returns it only if its `outcome` is a preference.
+            row: The reply. `get` returns it only if its `outcome` is a preference. A later row of the same key replaces
+                an earlier one, so a row without a preference removes a reply that turned out to be of no use.
         """
-        self._keep(key, row)
+        now = time.time()
+        self._keep(key, row, now)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             last_line_incomplete = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
-            file.write(b"\n" * last_line_incomplete + json.dumps({"key": key, "row": row}).encode() + b"\n")
+            line = json.dumps({"key": key, "row": row, "time": now}).encode()
+            file.write(b"\n" * last_line_incomplete + line + b"\n")
 
-    def _keep(self, key: str, row: Row) -> None:
-        if row["outcome"] in PREFERENCES:
-            self._rows[key] = row
+    def _keep(self, key: str, row: Row, time_s: float) -> None:
+        outcome = row["outcome"]
+        if time_s < self._times.get(key, 0.0):
+            return
+        self._times[key] = time_s
+        if outcome in PREFERENCES:
+            self._rows[key] = {name: printable(v) if isinstance(v, str) else v for name, v in row.items()}
+        else:
+            self._rows.pop(key, None)
 
 
 class Meter:
@@ -102,14 +118,23 @@ class Meter:
         self, folder: str | Path, max_calls: int | None, max_spend: float | None, prices: tuple[float, float]
     ) -> None:
         self.path = Path(folder) / "meter.json"
+        self._quota = Path(folder) / "quota.txt"
         self.max_calls, self.max_spend, self.prices = max_calls, max_spend, prices
+
+    def quota_exceeded(self, reason: str) -> None:
+        """End the calls of this run, since the account has no credit left."""
+        self._quota.parent.mkdir(parents=True, exist_ok=True)
+        self._quota.write_text(reason, encoding="utf-8")
 
     def before_call(self) -> None:
         """Count an HTTP attempt before it is made.
 
         Raises:
             BudgetExceeded: `max_calls` or `max_spend` is reached.
+            QuotaExceeded: an earlier call of this run found the account's quota used up.
         """
+        if self._quota.exists():
+            raise QuotaExceeded(self._quota.read_text(encoding="utf-8"))
         with self._counts() as counts:
             way_out = "the verdicts so far are stored: raise the limit and run the same command to continue"
             if self.max_calls is not None and counts["calls"] >= self.max_calls:

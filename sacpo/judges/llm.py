@@ -1,12 +1,14 @@
 """Makes many calls to a judge model at once, with retries, and separates failures from preferences.
 
-A failed call is retried. A call without a preference after its last attempt is `unparsable` or `unavailable`, and never
-a tie. Every preference is written to the ledger at once, so a later failure loses no reply that was paid for.
+A failed call is retried, unless the endpoint refuses this very call for its content or length. A call without a
+preference after its last attempt is `unparsable` or `unavailable`, and never a tie. Every preference is written to the
+ledger at once, so a later failure loses no reply that was paid for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import time
@@ -14,10 +16,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
+from sacpo.errors import StepError
 from sacpo.judges.endpoint import Attempt, Call, Client, Endpoint, ReplyOutcome
-from sacpo.judges.ledger import BudgetExceeded, Ledger, Meter, call_key, price, take_slot
+from sacpo.judges.ledger import Ledger, Meter, QuotaExceeded, Row, call_key, price, take_slot
 from sacpo.judges.replies import PREFERENCES
+from sacpo.judges.rubric import messages
+from sacpo.judges.truncation import PromptSize, cut_prompts, text_size
 
 __all__ = ["Call", "CallStats", "Endpoint", "Reply", "ReplyOutcome", "ask"]
 
@@ -40,6 +46,8 @@ class Reply:
         prompt_tokens: Prompt tokens of all attempts, as far as the endpoint reported them.
         completion_tokens: Completion tokens of all attempts, as far as the endpoint reported them.
         cached: The reply came from the ledger, or from an earlier call of the batch with the same content.
+        refused: The endpoint refused this call for its content or length.
+        shown_tokens: Prompt tokens of the last attempt, as the endpoint counted them; 0 if it counted none.
     """
 
     outcome: ReplyOutcome
@@ -49,6 +57,8 @@ class Reply:
     prompt_tokens: int
     completion_tokens: int
     cached: bool = False
+    refused: bool = False
+    shown_tokens: int = 0
 
 
 @dataclass
@@ -59,6 +69,7 @@ class CallStats:
         models: Model names that the endpoint reported, including those of replies from the ledger.
         fingerprints: The endpoint's `system_fingerprint` values, including those of replies from the ledger.
         structured: The JSON schema for replies was requested and not refused. An endpoint can still have ignored it.
+        left_out: Parameters that the endpoint refused, so that requests went without them.
         calls: HTTP attempts made now.
         from_ledger: Calls whose reply came from the ledger.
         prompt_tokens: Prompt tokens of the attempts made now.
@@ -74,6 +85,7 @@ class CallStats:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     spend: float = 0.0
+    left_out: set[str] = field(default_factory=set)
 
     def add_identity(self, model: str | None, fingerprint: str | None) -> None:
         """Add the model name and the fingerprint of a reply; None is skipped."""
@@ -98,22 +110,56 @@ def ask(
 
     Raises:
         StepError: the endpoint refuses the key, the model or a setting; or the key's environment variable is not set.
-        BudgetExceeded: a limit of the run is reached. Calls in flight were completed and their preferences stored.
+        BudgetExceeded: a limit of the run is reached, or the account's quota is used up.
+
+        In both cases calls in flight were completed and their preferences stored.
     """
     judge = endpoint.identity()
     keys = [call_key(judge, call.prompt, call.first, call.second, call.repeat) for call in calls]
-    stored = {key: row for key in keys if (row := ledger.get(key)) is not None}
-    new_calls = {key: call for key, call in zip(keys, calls, strict=True) if key not in stored}
+    by_key = dict(zip(keys, calls, strict=True))
+    stored = {key: row for key in by_key if (row := ledger.get(key)) is not None}
+    new_calls = {key: call for key, call in by_key.items() if key not in stored}
     batch = _Batch(new_calls, endpoint, ledger, meter, slots_folder)
     if new_calls:
         asyncio.run(batch.run())
     stats, replies = batch.stats, dict(batch.replies)
     stats.from_ledger = sum(key in stored for key in keys)
     for key, row in stored.items():
-        stats.add_identity(row["model"], row["fingerprint"])
-        replies[key] = Reply(**{part.name: row[part.name] for part in fields(Reply)})
+        stats.add_identity(row.get("model"), row.get("fingerprint"))
+        replies[key] = _stored_reply(row)
+    for key in _cut_calls(by_key, replies, endpoint):
+        replies[key] = _cut(replies[key])
+        ledger.add(key, asdict(replies[key]))
     first_position = {key: i for i, key in reversed(list(enumerate(keys)))}
     return [replace(replies[key], cached=key in stored or first_position[key] < i) for i, key in enumerate(keys)], stats
+
+
+def _stored_reply(row: Row) -> Reply:
+    """A reply of the ledger; fields that an older version did not write have their defaults."""
+    known: dict[str, Any] = {part.name: row[part.name] for part in fields(Reply) if part.name in row}
+    reply = Reply(**{"raw": "", "latency": 0.0, "attempts": 1, "prompt_tokens": 0, "completion_tokens": 0, **known})
+    return reply if "shown_tokens" in row or reply.attempts != 1 else replace(reply, shown_tokens=reply.prompt_tokens)
+
+
+def _cut_calls(calls: dict[str, Call], replies: dict[str, Reply], endpoint: Endpoint) -> list[str]:
+    """Keys of the calls with a preference whose prompt the endpoint cut."""
+    keys = [key for key in calls if replies[key].outcome in PREFERENCES]
+    frame = text_size("\n".join(m["content"] for m in messages(endpoint.rubric, "", "", "", "0" * 16)))
+    sizes = []
+    for key in keys:
+        call = calls[key]
+        parts = [frame, *map(text_size, (call.prompt, call.first, call.second))]
+        sizes.append(PromptSize(sum(p[0] for p in parts), sum(p[1] for p in parts), replies[key].shown_tokens))
+    return [keys[i] for i in cut_prompts(sizes)]
+
+
+def _cut(reply: Reply) -> Reply:
+    """A reply to a prompt that was cut, which is no verdict on the pair."""
+    reason = (
+        f"the endpoint counted {reply.shown_tokens} tokens, far fewer than this prompt has, so it was cut: raise the "
+        "server's context length (for Ollama: num_ctx)"
+    )
+    return replace(reply, outcome="unavailable", raw=f"{reason}; the reply was: {reply.raw[:200]}")
 
 
 class _Batch:
@@ -122,7 +168,7 @@ class _Batch:
     Attributes:
         replies: Replies so far, by key.
         stats: Facts about the attempts so far.
-        budget_error: The error of a limit that was reached.
+        error: The first error that ended the batch.
         last_reached_at: Time (monotonic clock) at which an attempt last reached the endpoint; None before the first
             such attempt. The start counts as one if the ledger has replies, since the endpoint was once up.
     """
@@ -134,13 +180,14 @@ class _Batch:
         self.endpoint, self.ledger, self.meter, self.slots_folder = endpoint, ledger, meter, slots_folder
         self.replies: dict[str, Reply] = {}
         self.stats = CallStats()
-        self.budget_error: BudgetExceeded | None = None
+        self.error: StepError | None = None
         self.last_reached_at = time.monotonic() if len(ledger) else None
 
     async def run(self) -> None:
         """Make all calls, unless an error ends the batch."""
         self.slot_search = asyncio.Lock()  # one worker at a time searches for a free slot
-        self.client = Client(self.endpoint)
+        self.ended = asyncio.Event()
+        self.client = Client(self.endpoint, accepted=len(self.ledger) > 0)
         count = min(self.endpoint.concurrency, len(self.pending))
         workers = [asyncio.create_task(self._work()) for _ in range(count)]
         try:
@@ -151,8 +198,10 @@ class _Batch:
             await asyncio.gather(*workers, return_exceptions=True)
             await self.client.close()
         self.stats.structured = self.client.structured
-        if self.budget_error is not None:
-            raise self.budget_error
+        self.stats.left_out = set(self.client.left_out)
+        if self.error is not None:
+            raise self.error
+        self.client.check_refusals()
 
     async def _work(self) -> None:
         """Take a slot, then make pending calls until none is left."""
@@ -163,13 +212,21 @@ class _Batch:
                     await asyncio.sleep(SLOT_POLL)
             while self.pending:
                 await self._judge(*self.pending.popleft())
-        except BudgetExceeded as error:
-            # The other workers complete their calls in flight, which are paid for.
-            self.budget_error = error
+        except StepError as error:
+            # The other workers complete their attempts in flight, which are paid for.
+            if isinstance(error, QuotaExceeded):
+                self.meter.quota_exceeded(str(error))
+            self.error = self.error or error
             self.pending.clear()
+            self.ended.set()
         finally:
             if slot is not None:
                 os.close(slot)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or until an error ends the batch."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.ended.wait(), seconds)
 
     async def _judge(self, key: str, call: Call) -> None:
         """Make one call: repeat attempts until one gives a preference or the limit of attempts is reached."""
@@ -177,7 +234,9 @@ class _Batch:
         counted = 0
         while True:
             while (quiet_s := self.client.quiet_until - time.monotonic()) > 0:
-                await asyncio.sleep(quiet_s + random.uniform(0, BACKOFF_START))
+                await self._pause(quiet_s + random.uniform(0, BACKOFF_START))
+                if self.ended.is_set():
+                    return
             self.meter.before_call()
             started = time.monotonic()
             attempt = await self.client.attempt(call)
@@ -185,11 +244,15 @@ class _Batch:
             self._count(attempt)
             attempts.append(attempt)
             counted += not (attempt.uncounted or self._in_outage(attempt, started))
-            if attempt.outcome in PREFERENCES or counted >= self.endpoint.attempts:
+            if attempt.outcome in PREFERENCES or attempt.final or counted >= self.endpoint.attempts:
                 break
+            if self.ended.is_set():
+                return
             if not attempt.uncounted:
                 pause = random.uniform(0, min(BACKOFF_CAP, BACKOFF_START * 2.0 ** (len(attempts) - 1)))
-                await asyncio.sleep(max(pause, attempt.retry_after))
+                await self._pause(max(pause, attempt.retry_after))
+                if self.ended.is_set():
+                    return
         reply = Reply(
             outcome=attempt.outcome,
             raw=attempt.raw,
@@ -197,6 +260,8 @@ class _Batch:
             attempts=len(attempts),
             prompt_tokens=sum(each.prompt_tokens for each in attempts),
             completion_tokens=sum(each.completion_tokens for each in attempts),
+            refused=attempt.refused,
+            shown_tokens=attempt.prompt_tokens,
         )
         self.replies[key] = reply
         if reply.outcome in PREFERENCES:

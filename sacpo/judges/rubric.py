@@ -58,7 +58,9 @@ RESPONSE_FORMAT: dict[str, Any] = {
 }
 
 
-def messages(rubric: str, prompt: str, first: str, second: str, nonce: str) -> list[dict[str, str]]:
+def messages(
+    rubric: str, prompt: str, first: str, second: str, nonce: str, role: str | None = "system"
+) -> list[dict[str, str]]:
     """The chat messages that ask for one verdict.
 
     Args:
@@ -67,9 +69,11 @@ def messages(rubric: str, prompt: str, first: str, second: str, nonce: str) -> l
         first: The answer shown first, called A.
         second: The answer shown second, called B.
         nonce: Random text of this attempt, for the delimiters and for the token in the verdict.
+        role: Role of the message with the instructions. None puts them into the user's message, for models that take
+            no system message.
 
     Returns:
-        A system and a user message.
+        A system and a user message, or a user message alone.
     """
     # The verdict in the example is "...", so a judge that quotes these instructions states no preference.
     frame = f"""You compare two answers to the same message and decide which of them is better by this criterion:
@@ -90,4 +94,7 @@ reasons into it first, under the key "reasons"."""
         for name, text in (("message", prompt), ("answer A", first), ("answer B", second))
     )
     reminder = f"Which answer is better by the criterion? Reasons first, then the verdict with the token {nonce}."
-    return [{"role": "system", "content": frame}, {"role": "user", "content": f"{material}\n\n{reminder}"}]
+    question = f"{material}\n\n{reminder}"
+    if role is None:
+        return [{"role": "user", "content": f"{frame}\n\n{question}"}]
+    return [{"role": role, "content": frame}, {"role": "user", "content": question}]

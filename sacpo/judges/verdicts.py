@@ -50,6 +50,7 @@ class Verdict:
         attempts: Calls made for this verdict; 0 if none was needed.
         prompt_tokens, completion_tokens: Tokens of these calls, as the endpoint counted them.
         p_win: Calibrated probability that the policy's answer is preferred; None if the judge is not calibrated.
+        refused: The endpoint refused this pair for its content or length; the outcome is then `unavailable`.
     """
 
     pair: int
@@ -62,6 +63,7 @@ class Verdict:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     p_win: float | None = None
+    refused: bool = False
 
 
 JudgeFunction = Callable[[list[AnswerPair]], list[Verdict]]

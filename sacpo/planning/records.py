@@ -100,7 +100,9 @@ class JudgeAccuracy(Metrics):
     """How often a trained judge prefers the chosen answer of held-out pairs (ties count half), and its calibration.
 
     Attributes:
+        low, high: 95 % interval of the accuracy; None in records of older versions.
         temperature: P(win) = sigmoid(score difference / temperature), fitted on the held-out pairs.
+        temperature_fitted: False where there were too few held-out pairs to fit it, so that it is 1.
         calibration_error: Expected calibration error at that temperature.
         calibration_error_before: The same at temperature 1.
         reliability: (mean predicted probability, share won, pairs) of each bin of the reliability diagram at the fitted
@@ -113,6 +115,9 @@ class JudgeAccuracy(Metrics):
     calibration_error: float
     calibration_error_before: float
     reliability: tuple[tuple[float, float, int], ...]
+    low: float | None = None
+    high: float | None = None
+    temperature_fitted: bool = True
 
 
 class TrainMetrics(Metrics):
@@ -159,13 +164,19 @@ class GenerateMetrics(Metrics):
 
 
 class JudgeMetrics(Metrics):
-    """Verdicts and the calls that they took; `undecided` verdicts are unparsable or unavailable."""
+    """Verdicts and the calls that they took.
+
+    Attributes:
+        undecided: Verdicts that are unparsable or unavailable.
+        refused: Those of them that the endpoint refused for their content or length.
+    """
 
     verdicts: int
     calls: int
     undecided: int
     prompt_tokens: int
     completion_tokens: int
+    refused: int = 0
 
     def joined(self, other: JudgeMetrics) -> JudgeMetrics:
         """The metrics of two shards together."""
@@ -177,12 +188,19 @@ class CanaryMetrics(JudgeMetrics):
 
     Attributes:
         win_rate: Win rate of the better answers.
+        low, high: 95 % interval of the win rate; None in records of older versions.
+        decided_pairs: Pairs with a decided verdict.
+        warnings: Reasons to doubt the judge that did not stop the sweep.
         order_inconsistency: Share of pairs whose verdict changed with the order of the answers; None for judges that
             score each answer by itself.
     """
 
     win_rate: float
     order_inconsistency: float | None
+    low: float | None = None
+    high: float | None = None
+    decided_pairs: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 class Effective(Stored):
@@ -214,6 +232,7 @@ class JudgeEffective(Effective):
     models: tuple[str, ...] = ()
     fingerprints: tuple[str, ...] = ()
     structured: bool | None = None
+    left_out: tuple[str, ...] = ()
     calls: int = 0
     from_ledger: int = 0
     prompt_tokens: int = 0

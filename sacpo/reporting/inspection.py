@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sacpo.execution.artifacts import PROMPT_END
 from sacpo.spaces.space import Space
 
 _WIDTH = 400  # characters of a rendered example
@@ -20,7 +21,7 @@ def inspection_text(content: dict[str, Any], space: Space) -> str:
     limit = "no limit in its configuration" if positions is None else f"{positions} positions"
     lines = [
         f"model: {limit}; an answer ends at {' or '.join(content['end_tokens'])}",
-        "texts are shown as tokens separated by |; \N{DOUBLE VERTICAL LINE} ends the prompt; the rest is trained on",
+        f"texts are shown as tokens separated by |; {PROMPT_END} ends the prompt; the rest is trained on",
     ]
     for source in content["data"]:
         lines += ["", source["source"]]
@@ -44,7 +45,13 @@ def _lengths(percentiles: dict[str, int]) -> str:
 
 
 def _shortened(text: str) -> str:
-    """The beginning and the end of a long text, on one line."""
+    """The beginning of a long text and the part around the end of the prompt, on one line."""
     text = text.replace("\n", "\\n")
-    half = _WIDTH // 2
-    return text if len(text) <= _WIDTH else f"{text[:half]} ... {text[-half:]}"
+    if len(text) <= _WIDTH:
+        return text
+    third = _WIDTH // 3
+    boundary = text.find(PROMPT_END)
+    if boundary < 2 * third:
+        return f"{text[:_WIDTH]} ..."
+    end = boundary + third
+    return f"{text[:third]} ... {text[boundary - third : end]}" + (" ..." if end < len(text) else "")

@@ -32,8 +32,8 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
     warnings = list(_training_warnings(trial, outputs))
     if finished < _FEW_FINISHED:
         warnings.append(
-            f"{1 - finished:.0%} of the answers ran into evaluation.generation.max_new_tokens; raise it, or see whether "
-            "the model's end token is the one that training uses (--inspect)"
+            f"{1 - finished:.0%} of the answers ran into evaluation.generation.max_new_tokens; raise it, or check with "
+            "--inspect that the model's end token is the one that training uses"
         )
     if identical >= UNMOVED:
         warnings.append(

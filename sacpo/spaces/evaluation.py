@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
 from sacpo.spaces.training import RewardTraining
@@ -86,7 +86,7 @@ class NoisyJudge(JudgeBase):
 
 
 class RewardModelJudge(JudgeBase):
-    """A sequence-classification reward or cost model with one output."""
+    """A sequence-classification reward or cost model."""
 
     loads_model: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
@@ -100,12 +100,29 @@ class RewardModelJudge(JudgeBase):
     tie_margin: float = Field(
         0.0, ge=0, description="largest difference of two outputs that counts as a tie; the default 0 means equal only"
     )
+    output: int | None = Field(
+        None,
+        ge=0,
+        description="index of the output that is the score; null, the default, is for a model with one output",
+    )
     prompt_template: str = Field(
-        "chat", description="`chat` for the tokenizer's chat template (default), or text that contains {prompt}"
+        "chat",
+        description="`chat` for the model's own chat template (default), or text that contains {prompt}, and "
+        "{response} where the answer does not simply follow",
     )
     max_length: int = Field(
-        1024, ge=4, description="tokens of prompt and answer together; a longer text gets no verdict; default 1024"
+        1024,
+        ge=4,
+        description="tokens of prompt and answer together; a longer text, or one longer than the model's context, gets "
+        "no verdict; default 1024",
     )
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _template(cls, value: str) -> str:
+        if value != "chat" and "{prompt}" not in value:
+            raise ValueError("must be `chat` or contain {prompt}")
+        return value
 
 
 class TrainedJudge(JudgeBase):
@@ -172,9 +189,22 @@ class LLMJudge(JudgeBase):
         description="text file that explains what makes an answer better; relative to the space file; "
         "null means the built-in rubric of the criterion",
     )
-    temperature: float = Field(0.0, ge=0, description="sampling temperature; the default 0 means greedy")
-    max_tokens: int = Field(1024, ge=1, description="largest number of tokens of one reply; default 1024")
+    temperature: float | None = Field(
+        0.0, ge=0, description="sampling temperature; the default 0 means greedy; null sends none"
+    )
+    max_tokens: int | None = Field(
+        1024,
+        ge=1,
+        description="largest number of tokens of one reply, a reasoning model's thoughts included; default 1024; null "
+        "sends none",
+    )
     seed: int | None = Field(None, ge=0, description="seed that is sent to the endpoint; null sends none")
+    response_format: Literal["json_schema"] | None = Field(
+        "json_schema", description="format of replies that is asked for; null sends none"
+    )
+    system_role: Literal["system", "developer"] | None = Field(
+        "system", description="role of the message with the instructions; null puts them into the user's message"
+    )
     repeats: int = Field(1, ge=1, description="calls per pair and presentation order; default 1")
     calls: Calls = Field(Calls(), description="limits and prices of the endpoint")
 

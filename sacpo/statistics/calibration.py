@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
+SMALLEST_SAMPLE = 30
+"""Fewest held-out pairs to which a temperature is fitted."""
 BINS = 10
 """Number of bins of equal width in a reliability diagram."""
 
@@ -33,17 +35,20 @@ class Calibration:
     """Calibration of P(win) = sigmoid(difference / temperature).
 
     Attributes:
-        temperature: Maximum-likelihood estimate (Guo et al. 2017); above 1 if the model is overconfident.
+        temperature: Maximum-likelihood estimate (Guo et al. 2017); above 1 if the model is overconfident. 1 if there
+            are fewer pairs than `SMALLEST_SAMPLE`.
         error: Expected calibration error at that temperature: the mean over predictions of the distance between their
             bin's fraction won and its mean probability.
         error_before: Expected calibration error at temperature 1.
-        bins: The reliability diagram at the fitted temperature, without empty bins.
+        bins: The reliability diagram at that temperature, without empty bins.
+        fitted: Whether there were pairs enough to fit the temperature.
     """
 
     temperature: float
     error: float
     error_before: float
     bins: list[Bin]
+    fitted: bool = True
 
 
 def calibrate(margins: ArrayLike) -> Calibration:
@@ -61,6 +66,9 @@ def calibrate(margins: ArrayLike) -> Calibration:
     differences = np.asarray(margins, dtype=np.float64)
     if differences.size == 0:
         raise ValueError("calibration needs at least one held-out pair")
+    if differences.size < SMALLEST_SAMPLE:
+        bins = _reliability(differences, 1.0)
+        return Calibration(1.0, _expected_error(bins), _expected_error(bins), bins, fitted=False)
     scale = float(np.abs(differences).mean()) or 1.0
 
     def loss(log_temperature: float) -> float:

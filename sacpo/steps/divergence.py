@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import TrainerCallback
 
 from sacpo.errors import StepError
 from sacpo.execution.report import StepReport
-
-if TYPE_CHECKING:
-    from sacpo.steps.train import WorkerContext
+from sacpo.steps.worker_context import WorkerContext
 
 _DIVERGED = 10.0  # a loss of so many times its first value (at least ln 2) has diverged
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from sacpo.data.tokenise import encode, render
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import EXAMPLES, INSPECTION
+from sacpo.execution.artifacts import EXAMPLES, INSPECTION, PROMPT_END
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import InspectionPayload
@@ -30,8 +30,6 @@ from sacpo.steps.policies import load_policy, stop_ids
 _SHOWN = 2  # examples of each source that are rendered
 _ANSWER_TOKENS = 24
 _PERCENTILES = (50, 90, 99, 100)
-PROMPT_END = "\N{DOUBLE VERTICAL LINE}"
-"""Stands between the prompt's tokens and the tokens that are trained on."""
 
 
 def run(job: Job[InspectionPayload]) -> StepReport:

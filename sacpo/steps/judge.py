@@ -16,13 +16,15 @@ from sacpo.execution.artifacts import RESPONSES, VERDICTS, shard_name
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges import scalar
+from sacpo.judges.completions import printable
 from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
+from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict, order_inconsistency
 from sacpo.planning.payloads import CanaryPayload, JudgePayload, LLMInstructions, TrainedModelFormat
 from sacpo.planning.records import CanaryMetrics, JudgeEffective, JudgeMetrics, TrainMetrics
 from sacpo.spaces.evaluation import GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
-from sacpo.statistics.win_rate import estimates, prompt_means, win_rate
+from sacpo.statistics.win_rate import Estimate, estimates, prompt_means, win_rate
 
 _A_A_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
 _SKIP = "--skip-canaries continues without this check"
@@ -40,6 +42,7 @@ _SCHEMA = pa.schema(
         ("attempts", pa.int64()),
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
+        ("refused", pa.bool_()),
     ]
 )
 
@@ -67,8 +70,8 @@ def canary(job: Job[CanaryPayload]) -> StepReport:
     """Try a judge on canned pairs; the better answer takes the policy's side.
 
     Raises:
-        StepError: no verdict was decided, the judge prefers the worse answers, or it follows the order in which answers
-            are shown; with the judge's reply.
+        StepError: no verdict was decided, the win rate of the better answers is not above 0.5, or the judge follows the
+            order in which answers are shown.
     """
     report, payload = StepReport(effective=JudgeEffective()), job.payload
     canned = canned_pairs(payload.criterion, payload.sentences)
@@ -82,28 +85,71 @@ def canary(job: Job[CanaryPayload]) -> StepReport:
         raise StepError(
             f"{name} decided none of {len(pairs)} canned pairs; its first reply was {_excerpt(verdicts[0])}"
         )
-    rate = win_rate([SCORES[v.outcome] for v in decided], [v.pair for v in decided])
+    scores = [SCORES[v.outcome] for v in decided]
+    rate = win_rate(scores, [v.pair for v in decided])
     inconsistency = order_inconsistency(((v.pair, v.repeat), v.order, v.outcome) for v in decided)
-    report.metrics = CanaryMetrics(**counts.model_dump(), win_rate=rate.value, order_inconsistency=inconsistency)
-    if rate.high < 0.5:
-        raise StepError(
-            f"{name} prefers the worse answer of canned pairs (win rate of the better answer {rate.value:.2f}, at most "
-            f"{rate.high:.2f}): its sign is wrong (`higher_is`), or it cannot judge; {_SKIP}"
-        )
     if inconsistency is not None and inconsistency > 0.5:
         raise StepError(
             f"{name} follows the order in which answers are shown: on {inconsistency:.0%} of canned pairs its verdict "
             f"changed with the order; use another judge; {_SKIP}"
         )
+    warning = _canary_problem(name, rate, payload.judge.is_trained, has_losses=min(scores) < 0.5)
+    report.metrics = CanaryMetrics(
+        **counts.model_dump(),
+        win_rate=rate.value,
+        low=rate.low,
+        high=rate.high,
+        decided_pairs=rate.n_prompts,
+        order_inconsistency=inconsistency,
+        warnings=(warning,) if warning else (),
+    )
+    if warning:
+        print(f"warning: {warning}")
     return report
 
 
+def _canary_problem(name: str, rate: Estimate, is_trained: bool, has_losses: bool) -> str:
+    """A warning if the canned pairs leave open whether a judge prefers the better answers; empty if it does.
+
+    A judge that the sweep trains, often on little data, may be weak, and one that calls every pair a tie has at least
+    preferred no worse answer, so these two are warned about. Any other judge must be significantly above 0.5.
+
+    Raises:
+        StepError: the judge cannot be used.
+    """
+    measured = (
+        f"win rate of the better answer {rate.value:.2f}, 95 % interval {rate.low:.2f} to {rate.high:.2f}, "
+        f"{rate.n_prompts} pairs"
+    )
+    if rate.high <= 0.5:
+        raise StepError(
+            f"{name} prefers the worse answer of canned pairs ({measured}): its sign is wrong (`higher_is`), or it "
+            f"cannot judge; {_SKIP}"
+        )
+    if rate.low > 0.5:
+        return ""
+    problem = f"{name} does not clearly prefer the better answer of canned pairs ({measured})"
+    if is_trained:
+        return f"{problem}: it may be too weak; train it on more pairs"
+    if not has_losses:
+        return f"{problem}: it calls them ties"
+    raise StepError(f"{problem}; use another judge or rubric; {_SKIP}")
+
+
 def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
+    """Both sides' answers without the thoughts of a reasoning model, which are no part of the answer."""
     ours, theirs = (pq.read_table(job.parents[side] / RESPONSES).to_pylist() for side in ("answers", "baseline"))
     if [_key(row) for row in ours] != [_key(row) for row in theirs]:
         raise StepError("the policy and the baseline did not answer the same prompts")
     return [
-        AnswerPair(a["prompt_id"], a["category"], a["sample"], a["prompt"], a["response"], b["response"])
+        AnswerPair(
+            a["prompt_id"],
+            a["category"],
+            a["sample"],
+            a["prompt"],
+            without_thoughts(a["response"]),
+            without_thoughts(b["response"]),
+        )
         for a, b in zip(ours, theirs, strict=True)
     ]
 
@@ -154,8 +200,9 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
                 sign=1 if judge.higher_is == "better" else -1,
                 template=judge.prompt_template,
                 max_length=judge.max_length,
+                output=judge.output,
             )
-            return scalar.by_score(score, tie_margin=judge.tie_margin)
+            return scalar.by_score(score, tie_margin=judge.tie_margin, unscored=scalar.TOO_LONG)
         case TrainedJudge():
             assert isinstance(payload.inputs, TrainedModelFormat)
             score = scalar.reward_model(
@@ -165,14 +212,18 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
                 template=payload.inputs.prompt_template,
                 max_length=payload.inputs.max_length,
             )
-            return scalar.by_score(score, tie_margin=judge.tie_margin, temperature=_temperature(job))
+            temperature = _temperature(job)
+            return scalar.by_score(
+                score, tie_margin=judge.tie_margin, temperature=temperature, unscored=scalar.TOO_LONG
+            )
         case _:
             assert_never(judge)
 
 
 def _report_calls(report: StepReport, stats: CallStats) -> None:
     """Keep what an LLM judge's endpoint said about itself, and the calls that were made."""
-    values = asdict(stats) | {"models": sorted(stats.models), "fingerprints": sorted(stats.fingerprints)}
+    names = ("models", "fingerprints", "left_out")
+    values = asdict(stats) | {name: sorted(getattr(stats, name)) for name in names}
     report.effective = JudgeEffective.model_validate(values)
 
 
@@ -190,6 +241,7 @@ def _write(job: Job[Any], pairs: list[AnswerPair], verdicts: list[Verdict]) -> J
     for verdict in verdicts:
         pair, row = pairs[verdict.pair], asdict(verdict)
         del row["pair"]
+        row["raw"] = printable(row["raw"])
         rows.append({"prompt_id": pair.prompt_id, "category": pair.category, "sample": pair.sample, **row})
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), job.folder / shard_name(VERDICTS, job.shard))
     return JudgeMetrics(
@@ -198,6 +250,7 @@ def _write(job: Job[Any], pairs: list[AnswerPair], verdicts: list[Verdict]) -> J
         undecided=sum(v.outcome not in SCORES for v in verdicts),
         prompt_tokens=sum(v.prompt_tokens for v in verdicts),
         completion_tokens=sum(v.completion_tokens for v in verdicts),
+        refused=sum(v.refused for v in verdicts),
     )
 
 

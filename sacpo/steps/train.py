@@ -11,9 +11,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -43,30 +40,7 @@ from sacpo.steps.effective import BuiltStage, effective_training
 from sacpo.steps.examples import Examples, load_examples
 from sacpo.steps.throughput import ThroughputCounter
 from sacpo.steps.trainers import TRAINERS
-
-
-@dataclass(frozen=True)
-class WorkerContext:
-    """A worker's place in its group.
-
-    Attributes:
-        world_size: Workers of the group.
-        rank: Number of this worker.
-        deepspeed: DeepSpeed's configuration; None for plain data-parallel training.
-        resume_from: Folder of a checkpoint to continue from.
-        on_checkpoint: Called on every worker with its checkpoint folder and the number of updates.
-        workdir: This worker's own folder for checkpoints.
-        is_preempted: Asked on every worker after every update: whether a checkpoint is due since a machine is about to
-            be taken away.
-    """
-
-    world_size: int
-    rank: int
-    deepspeed: dict[str, Any] | None
-    resume_from: Path | None
-    on_checkpoint: Callable[[Path, int], None]
-    workdir: Path
-    is_preempted: Callable[[], bool] = lambda: False
+from sacpo.steps.worker_context import WorkerContext
 
 
 def run_alone(job: Job[AnyTrainPayload]) -> StepReport:
@@ -228,6 +202,7 @@ def _check_engine(trainer: Any, batch: Batch) -> None:
 def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
     """Share of held-out pairs of which the reward model prefers the chosen answer (ties half), and its calibration."""
     from sacpo.statistics.calibration import calibrate  # imports scipy, which other stages start faster without
+    from sacpo.statistics.win_rate import estimates
 
     pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
     if not pairs:
@@ -241,10 +216,14 @@ def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
 
     margins = [score(pair["chosen_ids"]) - score(pair["rejected_ids"]) for pair in pairs]
     calibration = calibrate(margins)
+    accuracy = estimates([[0.5 if margin == 0 else float(margin > 0)] for margin in margins])[0]
     return JudgeAccuracy(
         held_out_pairs=len(pairs),
-        held_out_accuracy=sum(0.5 if margin == 0 else float(margin > 0) for margin in margins) / len(pairs),
+        held_out_accuracy=accuracy.value,
+        low=accuracy.low,
+        high=accuracy.high,
         temperature=calibration.temperature,
+        temperature_fitted=calibration.fitted,
         calibration_error=calibration.error,
         calibration_error_before=calibration.error_before,
         reliability=tuple((part.probability, part.share, part.n) for part in calibration.bins),

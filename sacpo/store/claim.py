@@ -12,16 +12,37 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from sacpo.planning.kinds import KINDS
 from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import Step
 from sacpo.planning.records import Failure, StepRecord, StepResult
 from sacpo.store import heartbeat
+from sacpo.store.backends import LocalBackend, S3Backend
 
-if TYPE_CHECKING:
-    from sacpo.store.step_store import Store
+
+class ClaimStore(Protocol):
+    """The part of a store that claims need; `sacpo.store.step_store.Store` describes it."""
+
+    files: LocalBackend | S3Backend
+    uri: str
+
+    def step_dir(self, step_id: str) -> Path:
+        """This machine's folder of a step."""
+
+    def record(self, step_id: str) -> StepRecord | None:
+        """The step's record; None while the step is not done."""
+
+    def upload(self, step_id: str, output: str) -> dict[str, str]:
+        """Put an output's files into the store; returns their digests by name."""
+
+    def discard(self, key: str) -> None:
+        """Remove a folder from the store and from this machine."""
+
+    def delete_checkpoints(self, step_id: str) -> None:
+        """Make a step start from its beginning if it is restarted."""
 
 
 class Claim:
@@ -30,7 +51,7 @@ class Claim:
     Write the output to `folder`; end with `commit`, `fail` or `release`. `take` makes one.
     """
 
-    def __init__(self, store: Store, step: Step, number: int, run: str) -> None:
+    def __init__(self, store: ClaimStore, step: Step, number: int, run: str) -> None:
         self.store, self.step, self.number, self.run = store, step, number, run
         self.output = f"output-{number:04d}"
         self.folder = store.step_dir(step.id) / self.output
@@ -40,7 +61,7 @@ class Claim:
         )
 
     @classmethod
-    def take(cls, store: Store, step: Step, run: str) -> Claim | None:
+    def take(cls, store: ClaimStore, step: Step, run: str) -> Claim | None:
         """Claim the next attempt at a step.
 
         Args:
@@ -136,7 +157,7 @@ def latest_attempt(names: list[str]) -> int:
     return max((int(name.partition(".")[0]) for name in names if name.endswith(".claim")), default=0)
 
 
-def read_failure(store: Store, step_id: str, names: list[str], run: str | None) -> Failure | None:
+def read_failure(store: ClaimStore, step_id: str, names: list[str], run: str | None) -> Failure | None:
     """Why the latest attempt failed; None if it did not fail, or not in `run` (any run if None)."""
     name = f"{latest_attempt(names):04d}.failed"
     content = _parsed(store.files.read(f"steps/{step_id}/attempts/{name}")) if name in names else None
@@ -144,7 +165,7 @@ def read_failure(store: Store, step_id: str, names: list[str], run: str | None) 
     return failure if failure is not None and run in (None, failure.run) else None
 
 
-def is_stale(store: Store, step_id: str, number: int) -> bool:
+def is_stale(store: ClaimStore, step_id: str, number: int) -> bool:
     """Whether the holder of an attempt has ended or lost its lease."""
     key = _attempt(step_id, number, "claim")
     content = store.files.read(key)

@@ -93,7 +93,8 @@ def train(root: Path, mode: str, batch: int, per_device: int, length: int) -> di
     from sacpo.planning.payloads import DPOPayload
     from sacpo.planning.records import TrainMetrics
     from sacpo.spaces.training import DPOTraining
-    from sacpo.steps.train import WorkerContext, run
+    from sacpo.steps.train import run
+    from sacpo.steps.worker_context import WorkerContext
     from tests.jobs import job
 
     with socket.socket() as probe:

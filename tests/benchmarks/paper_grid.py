@@ -29,6 +29,7 @@ from sacpo.planning.planner import make_plan
 from sacpo.results import load
 from sacpo.spaces.loading import load_space
 from sacpo.store.step_store import Store
+from tests import plain_trl
 from tests.benchmarks._options import parse
 from tests.benchmarks.stage_overhead import launch
 from tests.benchmarks.stage_overhead import settings as stage_settings
@@ -72,7 +73,10 @@ def grid(base_url: str, kl_parameters: list[float], ratios: list[float]) -> dict
 
 
 def plain(command: str, **values: Any) -> None:
-    """Run one command of `tests.plain_trl` in a process of its own."""
+    """Run one command of `tests.plain_trl` in a process of its own; with `--smoke` in the calling process."""
+    if "--smoke" in sys.argv:
+        plain_trl.run(command, values)
+        return
     subprocess.run(
         [sys.executable, "-m", "tests.plain_trl", command, json.dumps(values)],
         check=True, cwd=ROOT, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "2"},

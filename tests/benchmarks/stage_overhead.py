@@ -79,7 +79,7 @@ def main() -> None:
     dpo = {"learning_rate": RATE, "epochs": arguments.epochs, "batch_size": BATCH, "lr_scheduler": "constant",
            "warmup_ratio": 0.0}  # fmt: skip
     ours: dict[str, list[float]] = {"update": [], "start": []}
-    theirs: dict[str, list[float]] = {"update": [], "start": []}
+    accelerate: dict[str, list[float]] = {"update": [], "start": []}
     parts: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
         root = Path(temporary)
@@ -105,13 +105,13 @@ def main() -> None:
             started = launch(2, out, policy=parents["policy"], data=parents["data"], kl_parameter=payload.kl_parameter,
                              settings=settings(2, arguments.epochs))  # fmt: skip
             clock = json.loads((out / "clock.json").read_text())
-            theirs["start"].append(clock["first"] - started)
-            theirs["update"].append((clock["ends"][-1] - clock["first"]) / len(clock["ends"]))
-            print(f"ours {ours['update'][-1]:.3f} s an update after {ours['start'][-1]:.1f} s, "
-                  f"theirs {theirs['update'][-1]:.3f} s after {theirs['start'][-1]:.1f} s", flush=True)  # fmt: skip
+            accelerate["start"].append(clock["first"] - started)
+            accelerate["update"].append((clock["ends"][-1] - clock["first"]) / len(clock["ends"]))
+            print(f"ours {ours['update'][-1]:.3f} s per update after {ours['start'][-1]:.1f} s", flush=True)
+            print(f"accelerate {accelerate['update'][-1]:.3f} s after {accelerate['start'][-1]:.1f} s", flush=True)
     profile = {name: round(statistics.median(part[name] for part in parts), 1) for name in parts[0]}
     print("ours before the first update, seconds:", profile)
-    median = {name: (statistics.median(ours[name]), statistics.median(theirs[name])) for name in ours}
+    median = {name: (statistics.median(ours[name]), statistics.median(accelerate[name])) for name in ours}
     figures = {
         "step_time_ratio": round(median["update"][0] / median["update"][1], 3),
         "start_seconds": round(median["start"][0], 1),

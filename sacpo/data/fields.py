@@ -1,0 +1,200 @@
+"""Reads the fields of a row as people store them: values of another type are taken where they are unambiguous."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Row = dict[str, Any]
+Messages = list[dict[str, str]]
+PromptText = str | Messages
+"""One user turn as a text, or several turns as chat messages with `role` and `content`."""
+
+_TURN = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+
+
+class InvalidRow(Exception):
+    """A row cannot be used; the text is the reason under which it is counted."""
+
+
+def field(row: Row, name: str) -> Any:
+    """A field that is there. A missing value of pandas (NaN) is no value.
+
+    Raises:
+        InvalidRow: it is missing.
+    """
+    value = row.get(name)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise InvalidRow(f"missing field {name}")
+    return value
+
+
+def boolean(row: Row, name: str) -> bool:
+    """A flag: a boolean, 0 or 1 as a number, or one of these as a text.
+
+    Raises:
+        InvalidRow: it is missing, or none of these.
+    """
+    value = field(row, name)
+    if isinstance(value, bool):
+        return value
+    key = str(value).strip().casefold()
+    if not isinstance(value, int | float | str) or key not in _BOOLEANS:
+        raise InvalidRow(f"wrong type {name}")
+    return _BOOLEANS[key]
+
+
+def response_id(row: Row, name: str) -> int:
+    """The number of a response: 0 or 1, also as a float (a pandas column with a missing value) or a text.
+
+    Raises:
+        InvalidRow: it is missing, no number, or another number.
+    """
+    value = field(row, name)
+    if isinstance(value, bool):
+        raise InvalidRow("id out of range")
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise InvalidRow(f"wrong type {name}")
+    if number not in (0.0, 1.0):
+        raise InvalidRow("id out of range")
+    return int(number)
+
+
+def text(value: Any, name: str) -> str:
+    """A text that can be written and tokenised.
+
+    Raises:
+        InvalidRow: it is no text, or has half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise InvalidRow(f"wrong type {name}")
+    if not is_encodable(value):
+        raise InvalidRow(f"lone surrogate in {name}")
+    return value
+
+
+def is_encodable(value: str) -> bool:
+    """Whether a text is valid Unicode: JSON can hold one half of a surrogate pair, which no encoding can write."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def messages(value: Any, name: str) -> Messages:
+    """Chat messages: a list of `role` and `content`, or such a list as JSON text.
+
+    Raises:
+        InvalidRow: it is none.
+    """
+    if isinstance(value, str):
+        value = _as_list(value)
+    if not isinstance(value, list):
+        raise InvalidRow(f"wrong type {name}")
+    parsed = []
+    for message in value:
+        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
+            raise InvalidRow(f"wrong type {name}")
+        parsed.append({"role": str(message["role"]), "content": text(message.get("content"), name)})
+    return parsed
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a field holds chat messages, as a list or as JSON text."""
+    return isinstance(value, list) or (isinstance(value, str) and _as_list(value) is not None)
+
+
+def _as_list(value: str) -> list[Any] | None:
+    """The list of messages that a JSON text holds; None if it holds something else."""
+    if not value.lstrip().startswith("[{"):
+        return None
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return None
+    is_chat = isinstance(parsed, list) and all(isinstance(m, dict) and "role" in m for m in parsed)
+    return parsed if is_chat else None
+
+
+def turns_of(value: str) -> Messages | None:
+    """All turns of a transcript (`Human: ...`, `Assistant: ...`), also empty ones; None if the text is none."""
+    head, *parts = _TURN.split(value)
+    if head.strip() or not parts:
+        return None
+    return [
+        {"role": _ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def transcript(value: str) -> Messages | None:
+    """The turns of a prompt that is a transcript; None if the text is none.
+
+    An open `Assistant:` at the end is the place of the answer and no turn.
+    """
+    turns = turns_of(value)
+    if turns is None or turns[0]["role"] != "user":
+        return None
+    return turns[:-1] if turns[-1] == {"role": "assistant", "content": ""} else turns
+
+
+def checked_turns(turns: Messages) -> PromptText:
+    """The prompt of chat messages. Chat templates raise or write wrong text if turns do not alternate.
+
+    Raises:
+        InvalidRow: there is no turn, turns do not alternate, or one is empty.
+    """
+    if not turns:
+        raise InvalidRow("empty prompt")
+    dialogue = turns[1:] if turns[0]["role"] == "system" else turns
+    if [turn["role"] for turn in dialogue] != ["user", "assistant"] * (len(dialogue) // 2) + ["user"]:
+        raise InvalidRow("turns do not alternate")
+    if not dialogue[0]["content"].strip():
+        raise InvalidRow("empty prompt")
+    if not all(turn["content"].strip() for turn in dialogue):
+        raise InvalidRow("empty turn")
+    return turns[0]["content"] if len(turns) == 1 else turns
+
+
+def prompt(row: Row) -> PromptText:
+    """The field `prompt`: a text, chat messages, or a transcript that ends where the answer begins.
+
+    Raises:
+        InvalidRow: it is missing, empty or malformed.
+    """
+    value = field(row, "prompt")
+    if is_messages(value):
+        return checked_turns(messages(value, "prompt"))
+    value = text(value, "prompt")
+    if not value.strip():
+        raise InvalidRow("empty prompt")
+    turns = transcript(value)
+    return value if turns is None else checked_turns(turns)
+
+
+def response(row: Row, name: str) -> str:
+    """A response: a text, or a list with one message of the assistant.
+
+    Raises:
+        InvalidRow: it is missing, empty or malformed.
+    """
+    value = field(row, name)
+    if is_messages(value):
+        turns = messages(value, name)
+        if [turn["role"] for turn in turns] != ["assistant"]:
+            raise InvalidRow(f"wrong type {name}")
+        value = turns[0]["content"]
+    value = text(value, name).strip()
+    if not value:
+        raise InvalidRow("empty response")
+    return str(value)

@@ -1,0 +1,133 @@
+"""Reads the body of a chat completion: its text, why it ended, and the tokens that the endpoint counted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+_FILTERED = frozenset(
+    {"content_filter", "refusal", "safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive"}
+)
+"""Values of `finish_reason` that mean that the reply was withheld or cut by a filter."""
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a message that hold the model's thoughts."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A reply with status 200.
+
+    Attributes:
+        content: Text of the message, without thoughts; empty if there is none.
+        thoughts: The model's thoughts, as far as the endpoint separates them.
+        refusal: The endpoint's words if it refused to answer; else empty.
+        cut: The reply ended at the limit of tokens.
+        prompt_tokens: Prompt tokens that the endpoint counted; 0 if it counted none.
+        completion_tokens: The same for the reply, thoughts included.
+        model: Name of the model in the reply.
+        fingerprint: The reply's `system_fingerprint`.
+    """
+
+    content: str
+    thoughts: str
+    refusal: str
+    cut: bool
+    prompt_tokens: int
+    completion_tokens: int
+    model: str | None
+    fingerprint: str | None
+
+
+def printable(text: str) -> str:
+    """The text with `?` for every character that cannot be written as UTF-8 (a surrogate without its partner)."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_completion(text: str) -> Completion:
+    """Read a body.
+
+    Raises:
+        ValueError: the body is not a chat completion.
+    """
+    try:
+        body = json.loads(text)
+        choice = body["choices"][0]
+        message = choice["message"]
+        if not isinstance(message, dict):
+            raise TypeError("the message is not an object")
+    except (LookupError, TypeError, RecursionError) as error:
+        raise ValueError(f"not a chat completion: {error}") from None
+    content, refused_part = _text(message.get("content"))
+    finish = str(choice.get("finish_reason") or "").lower()
+    refusal = message.get("refusal") or refused_part
+    if not refusal and finish in _FILTERED:
+        refusal = f"finish_reason {finish}" + (f": {content}" if content else "")
+    usage = body.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    return Completion(
+        content=printable(content),
+        thoughts=printable(next((t for name in _THOUGHTS if (t := _text(message.get(name))[0])), "")),
+        refusal=printable(str(refusal)) if refusal else "",
+        cut=finish in ("length", "max_tokens", "model_length"),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
+        model=_name(body.get("model")),
+        fingerprint=_name(body.get("system_fingerprint")),
+    )
+
+
+def embedded_error(text: str) -> tuple[int, str] | None:
+    """Status and text of an error that a proxy sent with status 200; None if the body holds none."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(body, dict):
+        return None
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    error = body.get("error") or choice.get("error")
+    blocked = (body.get("prompt_feedback") or body.get("promptFeedback")) if not choices else None
+    if not error and not blocked:
+        return None
+    if not error:
+        return 400, f"content_filter: {json.dumps(blocked)}"
+    code = error.get("code") or error.get("status") if isinstance(error, dict) else None
+    is_status = isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) < 600
+    return int(code) if is_status else 500, json.dumps(error)  # type: ignore[arg-type]
+
+
+def _text(content: Any) -> tuple[str, str]:
+    """The text of a message's content, which can come in parts, and the text of parts that are refusals."""
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return content, ""
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return str(content), ""
+    texts, refusals = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, dict):
+            if part.get("type") == "refusal":
+                refusals.append(str(part.get("refusal") or part.get("text") or ""))
+            elif part.get("type", "text") in ("text", "output_text"):
+                text = part.get("text")
+                texts.append(str(text.get("value", "")) if isinstance(text, dict) else str(text or ""))
+    return "".join(texts), "".join(refusals)
+
+
+def _count(value: Any) -> int:
+    """A number of tokens; 0 for anything else."""
+    try:
+        return max(0, int(value))
+    except (ValueError, TypeError, OverflowError):
+        return 0
+
+
+def _name(value: Any) -> str | None:
+    return printable(str(value)) if value else None
