@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: sweep test test-slow lint schema environment
+.PHONY: sweep test test-slow test-all lint schema environment
 
 # The environment is built once, and again when one of these two files changes.
 environment: $(VENV)/.installed
@@ -28,6 +28,10 @@ test: environment
 # The other tests: faults, clusters, buckets, simulated machines, real models.
 test-slow: environment $(VENV)/.smollm2
 	$(BIN)/python -m pytest -m slow
+
+# Both tiers in one session, which share the sweep and the cluster.
+test-all: environment $(VENV)/.smollm2
+	$(BIN)/python -m pytest
 
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json

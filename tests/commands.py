@@ -61,8 +61,9 @@ def call(main: Callable[[list[str]], int], *argv: str) -> Answer:
         try:
             with _captured(output, errors):
                 status = main(list(argv))
-        except SystemExit as error:  # argparse refuses an argument
+        except SystemExit as error:  # argparse refuses an argument, or a benchmark ends with a message
             status = error.code if isinstance(error.code, int) else 1
+            errors.write_text(errors.read_text() + ("" if isinstance(error.code, int) else str(error.code)))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -74,13 +74,20 @@ def stage_plan(method: str = "dpo", seed: int = 0, **changes: Any) -> Plan:
     return make_plan(space(chains=chain, merges=[], seeds=[seed], **changes))
 
 
-def make_base(root: Path) -> Path:
-    """A store in which the SFT policy and the data are done; every stage trains in a copy of its own."""
-    plan = make_plan(space())
-    runner = Runner(plan, Store(root), "base", in_process.execute)
-    for step in plan.steps.values():
-        if step.kind == "data":
-            runner.ensure(step.id)
+def make_base(root: Path, execute: Executor, **resources: Any) -> Path:
+    """A store in which all inputs of the stages are done; every stage trains in a copy of its own.
+
+    Args:
+        root: Folder of the store.
+        execute: Executor of the steps that compute reference log-probabilities; others run in the calling process.
+        resources: Settings of the plan, such as `resources__workers`.
+    """
+    for method in ("dpo", "kto"):
+        plan = stage_plan(method, **resources)
+        reference = plan.steps[plan.trials[1].policy["policy"]].parents["reference"]
+        for parent in plan.steps[reference].parents.values():
+            Runner(plan, Store(root), "base", in_process.execute).ensure(parent)
+        Runner(plan, Store(root), "base", execute).ensure(reference)
     return root
 
 

@@ -1,103 +1,196 @@
-"""Rows as hubs and notebooks store them: other types, other forms of a conversation, texts that cannot be written."""
+"""Sources as hubs have them: parts of data sets, several files, other columns, scores, and prompts from rows."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from sacpo.data.preferences import convert, exclude, prompt_key
-from sacpo.data.prompts import read_prompts
+from sacpo.data.formats import EXAMPLES, format_hint, nearest_format, readable_columns, special_tokens
+from sacpo.data.preferences import convert
+from sacpo.data.prompts import prompts_of_rows
+from sacpo.data.rows import check_invalid_fraction
+from sacpo.data.scores import Scoring
+from sacpo.data.sources import read_rows, rename
 from sacpo.errors import DataError
-from sacpo.spaces.methods import ExampleShape
-from sacpo.spaces.space import RowFormat
-
-USER, ASSISTANT = "user", "assistant"
-
-
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+from sacpo.planning.graph import Graph
+from sacpo.planning.payloads import hashed
+from sacpo.spaces.evaluation import PromptRows
+from sacpo.spaces.space import Files
 
 
-def only(row: dict[str, Any], format: RowFormat = "pairs", shape: ExampleShape = "pairs") -> dict[str, Any]:
-    """The one example of a row."""
-    (example,), invalid = convert([row], format=format, objective="helpfulness", shape=shape)
-    assert not invalid
-    return example
+def write(path: Path, *values: int, column: str = "n") -> Path:
+    """A file with one row per value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{column: value} for value in values]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
-@pytest.mark.parametrize("value", [0, 0.0, "0", "0.0", " 0 "])
-def test_a_response_id_is_read_from_any_unambiguous_type(value: Any) -> None:
-    row = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": value}
-    assert only(row, "pku-saferlhf")["chosen"] == "a"
-
-
-@pytest.mark.parametrize("value", [True, 1, 1.0, "1", "true", "True", " TRUE "])
-def test_a_flag_is_read_from_any_unambiguous_type(value: Any) -> None:
-    assert only({"prompt": "p", "completion": "c", "label": value}, "labelled", "labelled")["label"] is True
-
-
-@pytest.mark.parametrize("value", ["yes", "safe", 0.5, 2, "", [True]])
-def test_an_ambiguous_flag_is_an_invalid_row(value: Any) -> None:
-    row = {"prompt": "p", "completion": "c", "label": value}
-    assert convert([row], format="labelled", objective=None, shape="labelled")[1] == {"wrong type label": 1}
-
-
-@pytest.mark.parametrize("with_prompt", [True, False])
-@pytest.mark.parametrize("as_text", [True, False])
-def test_whole_conversations_as_chosen_and_rejected_share_their_prompt(with_prompt: bool, as_text: bool) -> None:
-    """UltraFeedback-binarized has them so, with `prompt` beside; TRL's implicit prompts without."""
-    shared = [turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three")]
-    row: dict[str, Any] = {"chosen": [*shared, turn(ASSISTANT, "good")], "rejected": [*shared, turn(ASSISTANT, "bad")]}
-    if as_text:
-        row = {name: json.dumps(value) for name, value in row.items()}
-    if with_prompt:
-        row["prompt"] = "one"
-    assert only(row) == {"prompt": shared, "chosen": "good", "rejected": "bad"}
-
-
-def test_conversations_that_part_before_the_last_answer_are_invalid() -> None:
-    row = {
-        "chosen": [turn(USER, "one"), turn(ASSISTANT, "good")],
-        "rejected": [turn(USER, "two"), turn(ASSISTANT, "bad")],
-    }
-    reasons = convert([row], format="pairs", objective=None, shape="pairs")[1]
-    assert reasons == {"transcripts diverge before the last answer": 1}
-
-
-def test_a_transcript_as_prompt_becomes_turns() -> None:
-    row = {"prompt": "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:", "chosen": "a", "rejected": "b"}
-    assert only(row)["prompt"] == [turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three")]
-    assert only(row | {"prompt": "Human: one\n\nAssistant:"})["prompt"] == "one"
-    text = "Compare these:\n\nHuman: is a species"
-    assert only(row | {"prompt": text})["prompt"] == text  # no transcript: it begins otherwise
+def numbers(path: Path | list[str], **settings: Any) -> list[int]:
+    return [row["n"] for row in read_rows(path if isinstance(path, list) else str(path), **settings)]
 
 
 @pytest.mark.parametrize(
-    "stored",
+    ("split", "expected"),
     [
-        "What is a caf\u00e9?",
-        "what is  a CAF\u00c9?",
-        "What is a cafe\u0301?",
-        "\n\nHuman: What is a caf\u00e9?\n\nAssistant:",
-        [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is a caf\u00e9?"}],
+        ("train[:2]", [0, 1]),
+        ("train[-3:]", [7, 8, 9]),
+        ("train[25%:50%]", [2, 3, 4]),
+        ("train[:10%]+train[90%:]", [0, 9]),
+        ("train", list(range(10))),
     ],
 )
-def test_an_evaluation_prompt_is_kept_out_of_training_in_whichever_form_it_is_stored(stored: Any) -> None:
-    evaluation = frozenset({prompt_key("What is a caf\u00e9?")})
-    assert exclude([{"prompt": stored, "completion": "c"}], evaluation) == ([], 1)
-    assert exclude([{"prompt": "What is tea?", "completion": "c"}], evaluation)[1] == 0
+def test_a_split_slice_is_read_as_datasets_reads_it(tmp_path: Path, split: str, expected: list[int]) -> None:
+    import datasets
+
+    path = write(tmp_path / "r.jsonl", *range(10))
+    assert numbers(path, split=split) == expected
+    loaded = datasets.load_dataset("json", data_files=str(path), split=split, cache_dir=str(tmp_path / "cache"))
+    assert loaded["n"] == expected
 
 
-def test_half_of_a_surrogate_pair_is_one_invalid_row_of_data_and_refused_in_prompts(tmp_path: Path) -> None:
-    rows = [{"prompt": "p", "chosen": "a", "rejected": text} for text in ("b", "\ud83d")]
-    examples, invalid = convert(rows, format="pairs", objective=None, shape="pairs")
-    assert (len(examples), invalid) == (1, {"lone surrogate in rejected": 1})
-    messages = [{"prompt": [turn(USER, "\ud83d")], "chosen": "a", "rejected": "b"}]
-    assert convert(messages, format="pairs", objective=None, shape="pairs")[1] == {"lone surrogate in prompt": 1}
-    path = tmp_path / "prompts.json"
-    path.write_text('[{"prompt": "one"}, {"prompt": "half \\ud83d"}]')
-    with pytest.raises(DataError, match="row 2 has half of a surrogate pair"):
-        read_prompts(str(path), None)
+def test_folders_of_shards_globs_and_lists_are_read_in_order(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train-00001-of-00002.parquet", 3)
+    write(tmp_path / "data" / "train-00000-of-00002.parquet", 1, 2)
+    write(tmp_path / "data" / "test-00000-of-00001.parquet", 4)
+    assert numbers(tmp_path) == [1, 2, 3]
+    assert numbers(tmp_path, split="test") == [4]
+    assert numbers(tmp_path / "data" / "train-*.parquet") == [1, 2, 3]
+    files = [str(tmp_path / "data" / f"train-0000{i}-of-00002.parquet") for i in (1, 0)]
+    assert numbers(files) == [3, 1, 2]
+    with pytest.raises(DataError, match=r"no split 'dev'; it has test, train"):
+        numbers(tmp_path, split="dev")
+    with pytest.raises(DataError, match="matches no file"):
+        numbers(tmp_path / "data" / "other-*.parquet")
+
+
+def test_data_dir_picks_a_folder_and_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
+    write(tmp_path / "kind" / "train.jsonl", 1)
+    file = write(tmp_path / "safe" / "train.jsonl", 2)
+    assert numbers(tmp_path, data_dir="safe") == [2]
+    with pytest.raises(DataError, match=r"no folder 'other'; it has kind, safe"):
+        numbers(tmp_path, data_dir="other")
+    with pytest.raises(DataError, match="would have no effect"):
+        numbers(file, data_dir="safe")
+
+
+def test_every_setting_that_changes_rows_is_part_of_the_id() -> None:
+    base = {"kind": "files", "path": "a/b", "revision": "c", "format": "pairs"}
+    plain = hashed(Files.model_validate(base))
+    changes: list[dict[str, Any]] = [
+        {"name": "x"}, {"data_dir": "x"}, {"split": "train[:5]"}, {"columns": {"prompt": "q"}},
+        {"margin": 1.0}, {"threshold": 2.0},
+    ]  # fmt: skip
+    for change in changes:
+        assert hashed(Files.model_validate(base | change)) != plain
+    assert plain == {"kind": "files", "format": "pairs"}
+
+
+def test_the_content_of_several_files_is_hashed(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", 1), write(tmp_path / "b.jsonl", 2)
+    pattern, names = str(tmp_path / "*.jsonl"), [str(first), str(second)]
+    before = Graph().content(pattern, None)
+    assert before == Graph().content(names, None)
+    assert before != Graph().content(names[::-1], None)
+    write(second, 3)
+    assert Graph().content(pattern, None) != before
+
+
+def test_columns_are_renamed_and_unknown_ones_are_errors_that_list_the_columns() -> None:
+    rows = [{"question": "q", "good": "a", "bad": "b", "chosen": "other"}]
+    allowed = readable_columns("pairs", None)
+    mapped = rename(rows, {"prompt": "question", "chosen": "good", "rejected": "bad"}, allowed, "r.jsonl")
+    assert mapped[0] | {"prompt": "q", "chosen": "a", "rejected": "b"} == mapped[0]
+    with pytest.raises(DataError, match=r"no column 'q' for prompt; it has question, good, bad, chosen"):
+        rename(rows, {"prompt": "q"}, allowed, "r.jsonl")
+    with pytest.raises(DataError, match=r"'promt' is no column of the format, which reads chosen, prompt, rejected"):
+        rename(rows, {"promt": "question"}, allowed, "r.jsonl")
+
+
+def test_numpy_scalars_are_read_as_numbers_and_flags() -> None:
+    row = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": np.float32(1)}
+    examples, invalid = convert([row], format="pku-saferlhf", objective="helpfulness", shape="pairs")
+    assert (examples[0]["chosen"], invalid) == ("b", {})
+    labelled = [{"prompt": "p", "completion": "c", "label": flag} for flag in (np.bool_(False), np.float32("nan"))]
+    examples, invalid = convert(labelled, format="labelled", objective=None, shape="labelled")
+    assert (examples[0]["label"], invalid) == (False, {"missing field label": 1})
+
+
+def test_a_csv_cell_of_any_length_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    path.write_text("prompt\n" + "a" * 200_000 + "\n")
+    assert len(read_rows(str(path))[0]["prompt"]) == 200_000
+
+
+HELPSTEER = [{"prompt": p, "response": r, "score": s} for p, r, s in [("p", "a", 4), ("p", "b", "2"), ("o", "c", 3)]]
+
+
+def test_rows_with_scores_become_pairs_and_labels() -> None:
+    def scored(shape: Any, **scoring: Any) -> tuple[list[dict[str, Any]], Counter[str]]:
+        return convert(HELPSTEER, format="scored", objective=None, shape=shape, scoring=Scoring(**scoring))
+
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    assert scored("pairs") == ([pair], {"one response only": 1})
+    assert scored("pairs", margin=2.0)[0] == [pair]
+    close, reasons = scored("pairs", margin=2.5)
+    assert (close, reasons) == ([], {"one response only": 1, "no two scores are the margin apart": 1})
+    check_invalid_fraction(reasons, 3, 0.0, "r")  # such rows are valid
+    assert [e["label"] for e in scored("labelled", threshold=3)[0]] == [True, False, True]
+    with pytest.raises(DataError, match="set `threshold`"):
+        scored("labelled")
+
+
+def test_completions_with_scores_become_pairs() -> None:
+    completions = [{"response": "a", "rating": 1.5}, {"response": "b", "rating": 4.5}, {"response": "c", "rating": 3}]
+    rows = [{"instruction": "p", "completions": completions}]
+    columns = {"prompt": "instruction", "score": "rating"}
+    rows = rename(rows, columns, readable_columns("scored", None), "r", "completions")
+    examples, invalid = convert(rows, format="scored", objective=None, shape="pairs")
+    assert (examples, invalid) == ([{"prompt": "p", "chosen": "b", "rejected": "a"}], {})
+    bad = [{"prompt": "p", "completions": [{"response": "a", "score": "N/A"}, {"response": "b", "score": 1}]}]
+    assert convert(bad, format="scored", objective=None, shape="pairs")[1] == {"wrong type score": 1}
+
+
+@pytest.mark.parametrize("format", EXAMPLES)
+def test_the_example_of_each_format_fits_its_format(format: Any) -> None:
+    row = json.loads(EXAMPLES[format])
+    assert nearest_format(row) == format or format == "hh-rlhf"
+    shape: Any = "demonstrations"
+    assert convert([row], format=format, objective="helpfulness", shape=shape)[1] == {}
+
+
+def test_an_unfitting_format_shows_the_columns_and_the_nearest_format() -> None:
+    hint = format_hint("pairs", ["prompt", "completion", "label"])
+    assert "has the columns prompt, completion, label; format pairs wants" in hint
+    assert 'nearest format is labelled, with rows such as {"prompt"' in hint
+
+
+def test_only_markup_counts_as_a_special_token_in_a_text() -> None:
+    pattern = special_tokens(["<|im_end|>", "</s>", "pad", "."])
+    assert pattern is not None
+    assert pattern.findall("The end. pad </s> <|im_end|>") == ["</s>", "<|im_end|>"]
+    assert special_tokens(["pad"]) is None
+
+
+def test_prompts_come_from_rows_once_each_and_of_one_turn(tmp_path: Path) -> None:
+    several = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    stored = ["one", "\n\nHuman: two\n\nAssistant: yes", several, "one", [{"role": "user", "content": "three"}]]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps({"question": prompt, "n": 1}) + "\n" for prompt in stored))
+    settings = {"kind": "files", "path": str(path), "columns": {"prompt": "question"}}
+    assert [p.text for p in prompts_of_rows(PromptRows.model_validate(settings))] == ["one", "two", "three"]
+    assert len(prompts_of_rows(PromptRows.model_validate(settings | {"limit": 2}))) == 2
+    with pytest.raises(DataError, match="limit 4 is more than its 3"):
+        prompts_of_rows(PromptRows.model_validate(settings | {"limit": 4}))
+    with pytest.raises(DataError, match=r"row 1: missing field prompt.*columns question, n"):
+        prompts_of_rows(PromptRows.model_validate(settings | {"columns": {}}))

@@ -140,7 +140,7 @@ def test_judging_again_that_fails_leaves_the_results_as_they_were(copied: Path) 
     dead = {"kind": "llm", "model": "m", "base_url": "http://127.0.0.1:9/v1", "api_key_env": None}
     answer = judge_command(copied, dead | {"calls": {"attempts": 1}}, "dead")
     assert answer.returncode == 1
-    assert "decided none of 8 canned pairs; its first reply was unavailable" in answer.stdout
+    assert "decided none of 12 canned pairs; its first reply was unavailable" in answer.stdout
     assert ((copied / "sweep.json").read_bytes(), (copied / "trials.csv").read_bytes()) == before
 
 
@@ -168,8 +168,11 @@ def test_a_key_is_in_no_file_of_a_sweep_through_ray(
 ) -> None:
     """The endpoint repeats the key in its errors; neither the sweep's files nor Ray's logs hold it."""
     monkeypatch.setenv("SACPO_TEST_KEY", KEY)
+    before = set(Path("/tmp/ray").glob("session_*_*"))
     check_missing_verdicts(copied, tmp_path, sweep, api_key_env="SACPO_TEST_KEY")
-    for folder in (tmp_path, Path("/tmp/ray/session_latest").resolve()):
+    sessions = set(Path("/tmp/ray").glob("session_*_*")) - before
+    assert sessions, "Ray has written its logs"
+    for folder in (tmp_path, *sessions):
         for root, _, names in os.walk(folder):
             for name in names:
                 path = Path(root) / name
@@ -180,7 +183,7 @@ def test_a_key_is_in_no_file_of_a_sweep_through_ray(
 def check_missing_verdicts(
     copied: Path, tmp_path: Path, run_sweep: Callable[..., Answer], api_key_env: str | None
 ) -> None:
-    """Run a sweep whose judge fails for some prompts, then the same command with a sound judge."""
+    """Run a sweep whose judge fails for some prompts, then the same command, in this process, with a sound judge."""
     healed = False
 
     def partial(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
@@ -206,7 +209,7 @@ def check_missing_verdicts(
         assert (failed["helpfulness_if_missing_lost"] < failed["helpfulness_if_missing_won"]).any()
         before, missing = server.calls, (results.verdicts["outcome"] == "unavailable").sum()
         healed = True
-        answer = run_sweep(space, tmp_path / "judged", *command)
+        answer = sweep_here(space, tmp_path / "judged", *command)
         assert answer.returncode == 0, answer.stdout
         assert 0 < server.calls - before <= missing  # answers that two trials share are judged once
     after = load(tmp_path / "judged").trials.set_index("trial_id")

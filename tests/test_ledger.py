@@ -43,6 +43,14 @@ def test_a_ledger_survives_a_killed_writer(tmp_path: Path) -> None:
     assert [bool(reader.get(key)) for key in "abcd"] == [True, False, True, False]
 
 
+def test_a_later_row_replaces_an_earlier_one_of_any_writer(tmp_path: Path) -> None:
+    Ledger(tmp_path, "two").add("a", {"outcome": "first"})
+    Ledger(tmp_path, "one").add("a", {"outcome": "unavailable"})
+    assert Ledger(tmp_path, "three").get("a") is None
+    Ledger(tmp_path, "one").add("a", {"outcome": "tie", "raw": "\ud800"})
+    assert Ledger(tmp_path, "three").get("a") == {"outcome": "tie", "raw": "?"}
+
+
 def test_the_key_of_a_call_is_its_content() -> None:
     endpoint = Endpoint("m", "r", base_url="http://a", concurrency=1, attempts=2, timeout_s=3, price_prompt=4)
     same_judge = Endpoint("m", "r")

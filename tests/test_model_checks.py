@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, GenerationConfig, LlamaForSequenceClassification
 
 from sacpo.data.prompts import Prompt
+from sacpo.data.tokenise import opened_thought, render, tokenise
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.judges import scalar
-from sacpo.planning.payloads import FileContent, GeneratePayload, ModelPayload
+from sacpo.planning.payloads import FileContent, GeneratePayload, ModelPayload, hashed
 from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.space import PretrainedModel
 from sacpo.steps import generate, merge, model
@@ -120,3 +121,57 @@ def test_a_reward_model_without_its_head_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "headed", headed, chain_tokenizer(template()))
     score = scalar.reward_model(tmp_path / "headed", revision=None, sign=1, template="chat", max_length=64)
     assert len(score([("why", "hello")])) == 1
+
+
+THINK = template().replace("<turn> assistant {% endif %}", "<turn> assistant <think> {% endif %}")
+
+
+def test_a_thought_that_only_the_generation_prompt_opens_is_left_out(tmp_path: Path) -> None:
+    """DeepSeek-R1-Distill and others: training has the response right after the turn's head."""
+    source = chain_model({"<think>": "why", "why": "</think>", "</think>": "hello", "hello": "</s>"})
+    policy = prepare(tmp_path / "model", save(tmp_path / "source", source, chain_tokenizer(THINK)))
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    assert opened_thought(tokenizer) == "<think> "
+    assert render("why", tokenizer=tokenizer, template="chat") == "<turn> user why </s> <turn> assistant "
+    assert answers(tmp_path / "answers", policy)[0]["response"] == "hello"
+
+
+def test_thoughts_reach_no_judge(tmp_path: Path) -> None:
+    source = chain_model({"assistant": "<think>", "<think>": "why", "why": "</think>", "hello": "</s>"})
+    policy = prepare(tmp_path / "model", save(tmp_path / "source", source, chain_tokenizer(template())))
+    (row,) = answers(tmp_path / "answers", policy)
+    assert (row["response"], row["tokens"], row["finished"]) == ("hello", 5, True)
+    endless = chain_model({"assistant": "<think>", "<think>": "why", "why": "why"})
+    policy = prepare(tmp_path / "endless", save(tmp_path / "other", endless, chain_tokenizer(template())))
+    (row,) = answers(tmp_path / "cut", policy)
+    assert (row["response"], row["finished"]) == ("", False)
+
+
+def test_variables_and_the_date_of_a_chat_template_are_fixed_in_the_models_folder(tmp_path: Path) -> None:
+    text = "{{ strftime_now('%d %b %Y') }} {% if brief %}three{% endif %} {{ mood }} " + template()
+    folder = save(tmp_path / "source", chain_model({"hello": "</s>"}), chain_tokenizer(text))
+    settings = PretrainedModel(
+        kind="pretrained", path=str(folder), chat_template_kwargs={"brief": True, "mood": "two"}, chat_date="2025-01-02"
+    )
+    model.run(job(tmp_path / "model", "model", ModelPayload(model=settings, content=FileContent(sha256="0"))))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert render("why", tokenizer=tokenizer, template="chat").startswith("02 Jan 2025 three two <turn> user why")
+
+
+def test_the_date_and_the_variables_change_the_id_and_a_wrong_date_is_refused() -> None:
+    def payload(**changes: Any) -> dict[str, Any]:
+        settings = PretrainedModel(kind="pretrained", path="p", **changes)
+        return hashed(ModelPayload(model=settings, content=FileContent(sha256="0")))
+
+    assert payload() == payload(chat_date="2024-07-26") == payload(chat_template_kwargs={})
+    assert len({str(payload(**c)) for c in ({}, {"chat_date": "2025-01-02"}, {"chat_template_kwargs": {"a": 1}})}) == 3
+    with pytest.raises(ValueError, match="chat_date"):
+        payload(chat_date="2025-13-01")
+
+
+def test_a_row_that_the_template_refuses_is_one_invalid_row() -> None:
+    text = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + template()
+    turns = [{"role": "system", "content": "one"}, {"role": "user", "content": "two"}]
+    examples = [{"prompt": prompt, "chosen": "three", "rejected": "four"} for prompt in ("one", turns, "two")]
+    rows, left_out = tokenise(examples, shape="pairs", tokenizer=chain_tokenizer(text), template="chat", max_length=64)
+    assert (len(rows), left_out) == (2, {"refused by the chat template: no system role": 1})

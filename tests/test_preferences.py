@@ -9,7 +9,9 @@ import pytest
 
 from sacpo.data.preferences import FORMATS, convert, exclude, in_fraction, prompt_key, split_for
 from sacpo.data.prompts import read_prompts
-from sacpo.data.rows import check_invalid_fraction, read_rows
+from sacpo.data.rows import check_invalid_fraction
+from sacpo.data.scores import Scoring
+from sacpo.data.sources import read_rows
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
@@ -34,7 +36,7 @@ TURNS = [
 ]
 
 
-def one(row: dict[str, Any], format: str, shape: Any = "pairs", objective: str | None = "helpfulness") -> Any:
+def one(row: dict[str, Any], format: Any, shape: Any = "pairs", objective: str | None = "helpfulness") -> Any:
     """The examples of one row, or the reason why it is invalid."""
     examples, invalid = convert([row], format=format, objective=objective, shape=shape)
     if invalid:
@@ -154,7 +156,7 @@ def test_labelled_and_demonstrations() -> None:
         ("pku-saferlhf", "demonstrations", None),
     ],
 )
-def test_shapes_that_a_format_cannot_give_are_refused(format: str, shape: Any, objective: str | None) -> None:
+def test_shapes_that_a_format_cannot_give_are_refused(format: Any, shape: Any, objective: str | None) -> None:
     with pytest.raises(DataError, match=format):
         convert([], format=format, objective=objective, shape=shape)
 
@@ -164,7 +166,7 @@ def test_every_format_has_a_reader_that_gives_the_shapes_it_lists() -> None:
     for format, reader in FORMATS.items():
         for shape in get_args(ExampleShape):
             if shape in reader.shapes:
-                convert([], format=format, objective="helpfulness", shape=shape)
+                convert([], format=format, objective="helpfulness", shape=shape, scoring=Scoring(threshold=1.0))
             else:
                 with pytest.raises(DataError, match=f"format {format} cannot give {shape}"):
                     convert([], format=format, objective="helpfulness", shape=shape)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sacpo.data.prompts import Prompt, read_prompts
-from sacpo.data.rows import check_invalid_fraction, draw, read_rows
+from sacpo.data.rows import check_invalid_fraction, draw
+from sacpo.data.sources import read_rows
 from sacpo.errors import DataError
 
 ROWS = [{"prompt": "Hi?", "chosen": "Hello", "rejected": "No"}, {"prompt": "Ü?", "chosen": "a\u2028b", "rejected": "c"}]

@@ -152,13 +152,20 @@ def test_only_damaged_outputs_are_computed_again(in_process_results: Path, copie
 def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     small_results: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C while the SFT policy trains, `kill -9` of the driver in stage 2, then of the process that runs stage 2."""
+    """Ctrl-C while stage 1 trains, `kill -9` of the driver in stage 2, then of the process that runs stage 2.
+
+    The SFT policy and the data are in the store already.
+    """
     command = arguments(write_space(small(resources__workers=2), tmp_path), tmp_path / "results")
     results = tmp_path / "results"
-    stage_2 = next(p.parent.name for p in (small_results / "store" / "steps").glob("train-*/record.json")
-                   if json.loads(p.read_text())["label"] == "train dpo:helpfulness@2>dpo:harmlessness@2")  # fmt: skip
+    steps = load(small_results).steps.set_index("label")["step_id"]
+    stage_1, stage_2 = (
+        steps[f"train {chain}"] for chain in ("dpo:helpfulness@2", "dpo:helpfulness@2>dpo:harmlessness@2")
+    )
+    removed = shutil.ignore_patterns("reference-*", "generate-*", "judge-*", "canary-*", stage_1, stage_2)
+    shutil.copytree(small_results / "store" / "steps", results / "store" / "steps", ignore=removed)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        wait_for(results, "train-*/attempts/0001.claim")
+        wait_for(results, f"{stage_1}/attempts/0001.claim")
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1

@@ -23,7 +23,7 @@ from tests.stages import TrainStage, change_reference, make_base, train_in, trai
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
+    return make_base(tmp_path_factory.mktemp("base"), in_process.execute)
 
 
 @pytest.fixture(scope="module")

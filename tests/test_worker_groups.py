@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
+    return make_base(tmp_path_factory.mktemp("base"), executor.execute, resources__workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 Row = dict[str, Any]
 Messages = list[dict[str, str]]
 PromptText = str | Messages
@@ -23,12 +25,14 @@ class InvalidRow(Exception):
 
 
 def field(row: Row, name: str) -> Any:
-    """A field that is there. A missing value of pandas (NaN) is no value.
+    """A field that is there. A missing value of pandas (NaN) is no value; numpy scalars become Python's.
 
     Raises:
         InvalidRow: it is missing.
     """
     value = row.get(name)
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise InvalidRow(f"missing field {name}")
     return value

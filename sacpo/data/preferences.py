@@ -30,6 +30,7 @@ from sacpo.data.fields import (
     transcript,
     turns_of,
 )
+from sacpo.data.scores import UNSCORED, Scoring, convert_scored
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
@@ -41,7 +42,12 @@ Example = dict[str, Any]
 
 
 def convert(
-    rows: Iterable[Row], *, format: RowFormat, objective: str | None, shape: ExampleShape
+    rows: Iterable[Row],
+    *,
+    format: RowFormat,
+    objective: str | None,
+    shape: ExampleShape,
+    scoring: Scoring = UNSCORED,
 ) -> tuple[list[Example], Counter[str]]:
     """Turn rows of a known format into training examples.
 
@@ -52,6 +58,7 @@ def convert(
             objective.
         shape: `pairs` gives prompt, chosen, rejected; `labelled` gives prompt, completion, label; `demonstrations`
             gives prompt, completion.
+        scoring: How scores become pairs and labels, for the format `scored`.
 
     Returns:
         The examples in the order of the rows, and the number of invalid rows by reason.
@@ -72,6 +79,8 @@ def convert(
             f"({', '.join(alternatives)})"
             + (", or train the stage with kto, which takes labelled rows" if "labelled" in reader.shapes else "")
         )
+    if format == "scored":
+        return convert_scored(rows, shape, scoring)
     examples: list[Example] = []
     invalid: Counter[str] = Counter()
     for row in rows:
@@ -150,6 +159,8 @@ FORMATS: dict[RowFormat, RowReader] = {
     "pairs": RowReader(("pairs", "labelled", "demonstrations"), _read_pair),
     "labelled": RowReader(("labelled", "demonstrations"), _read_labelled),
     "demonstrations": RowReader(("demonstrations",), _read_demonstration),
+    # Rows of one prompt belong together, so `convert` reads this format as a whole.
+    "scored": RowReader(("pairs", "labelled", "demonstrations"), _read_demonstration),
 }
 """The reader of each format."""
 

@@ -1,14 +1,17 @@
-"""The prompts that policies answer in an evaluation, read from a file."""
+"""The prompts that policies answer in an evaluation, read from a file or a data set."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sacpo.data.fields import is_encodable
-from sacpo.data.rows import read_rows
+from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
+from sacpo.data.fields import prompt as prompt_of
+from sacpo.data.sources import columns_of, read_rows, rename
 from sacpo.errors import DataError
+from sacpo.spaces.evaluation import PromptRows
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
         )
     prompts: list[Prompt] = []
     first_row: dict[str, int] = {}
-    for number, row in enumerate(read_rows(path, split="train", revision=None), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         text, category = row.get("prompt"), row.get("category", row.get("type", ""))
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{path}: row {number} has prompt {text!r}; each row needs a text in `prompt`")
@@ -63,3 +66,55 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
     if limit is not None and limit > len(prompts):
         raise DataError(f"{path}: limit {limit} is more than its {len(prompts)} prompts; lower it, or leave it out")
     return prompts[:limit]
+
+
+def prompts_of_rows(source: PromptRows) -> list[Prompt]:
+    """Read evaluation prompts from the rows of a file, a folder or a hub data set.
+
+    Args:
+        source: The source. A prompt is a text, a transcript or a list of messages with one user turn; a transcript or a
+            list may end with an answer, which is dropped.
+
+    Returns:
+        The first `limit` distinct prompts of one turn, in the order of the rows; the category is empty if there is no
+        column `category`.
+
+    Raises:
+        DataError: the rows cannot be read, a prompt is malformed, or there are fewer than `limit`.
+    """
+    rows = read_rows(
+        source.path, split=source.split, revision=source.revision, name=source.name, data_dir=source.data_dir
+    )
+    rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
+    prompts: dict[str, Prompt] = {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            text = prompt_of(_without_answer(row))
+        except InvalidRow as reason:
+            raise DataError(
+                f"{source.path}: row {number}: {reason}; each row needs a prompt; the file has the columns "
+                f"{', '.join(columns_of(rows))}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
+            ) from None
+        if isinstance(text, str) and text not in prompts:
+            prompts[text] = Prompt.of(text, str(row.get("category") or ""))
+    if len(prompts) < (source.limit or 1):
+        raise DataError(
+            f"{source.path}: limit {source.limit} is more than its {len(prompts)} distinct prompts of one turn; lower "
+            "it, or leave it out"
+        )
+    return list(prompts.values())[: source.limit]
+
+
+def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without the assistant's turn at the end of its prompt.
+
+    Raises:
+        InvalidRow: the messages are malformed.
+    """
+    value = row.get("prompt")
+    if isinstance(value, str) and not is_messages(value):
+        turns = turns_of(value)
+    else:
+        turns = messages(value, "prompt") if is_messages(value) else None
+    ends_with_answer = bool(turns) and turns is not None and turns[-1]["role"] == "assistant"
+    return {**row, "prompt": turns[:-1]} if turns and ends_with_answer else row

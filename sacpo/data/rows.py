@@ -1,4 +1,4 @@
-"""Reads the rows of data files and data sets, draws a subset, and refuses sources with too many invalid rows."""
+"""Reads the rows of data files, draws a subset, and refuses sources with too many invalid rows."""
 
 from __future__ import annotations
 
@@ -15,46 +15,25 @@ from typing import Any
 
 from sacpo.errors import DataError
 
-_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+"""Kinds of files that can be read; each may be compressed (.gz)."""
+
+UNUSED = frozenset({"no two scores are the margin apart", "one response only"})
+"""Reasons for which valid rows of the format `scored` give no pair. They do not count as invalid."""
+
+csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB, which conversations exceed
 
 
-def read_rows(path: str, *, split: str, revision: str | None) -> list[dict[str, Any]]:
-    """Read all rows of a file, a `datasets` folder or a hub data set.
-
-    Args:
-        path: JSONL, JSON, CSV or Parquet file (each may end in .gz), folder of `Dataset.save_to_disk`, or hub id.
-        split: Split of a hub data set or of a folder with splits; a file has only `train`.
-        revision: Commit of the hub repository; None for local data.
-
-    Returns:
-        The rows, each a dict by column; at least one.
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """All rows of one JSONL, JSON, CSV or Parquet file, which may end in .gz.
 
     Raises:
-        DataError: the rows cannot be read, there are none, or `split` or `revision` would have no effect.
+        DataError: the file cannot be read, or is none of these.
     """
-    local = Path(path)
-    if local.exists() and revision is not None:
-        raise DataError(f"{path}: is local, so revision {revision!r} would have no effect; leave `revision` out")
-    if local.is_dir():
-        rows = _read_folder(path, split)
-    elif local.exists():
-        if split != "train":
-            raise DataError(f"{path}: a file has no split {split!r}; leave `split` out, or name the file of that split")
-        rows = _read_file(local)
-    elif local.is_absolute() or local.name.removesuffix(".gz").endswith(_SUFFIXES) or revision is None:
-        raise DataError(f"{path}: there is no such file; correct the path, or give a hub id with its `revision`")
-    else:
-        rows = _read_hub(path, split, revision)
-    if not rows:
-        raise DataError(f"{path}: has no rows; check that the file is complete")
-    return rows
-
-
-def _read_file(path: Path) -> list[dict[str, Any]]:
     suffix = Path(path.name.removesuffix(".gz")).suffix
-    if suffix not in _SUFFIXES:
+    if suffix not in SUFFIXES:
         raise DataError(
-            f"{path}: unknown suffix {suffix!r}; allowed are {', '.join(_SUFFIXES)}, each also with .gz; "
+            f"{path}: unknown suffix {suffix!r}; allowed are {', '.join(SUFFIXES)}, each also with .gz; "
             "rename or convert the file"
         )
     try:
@@ -145,40 +124,6 @@ def _read_parquet(path: Path, raw: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_folder(path: str, split: str) -> list[dict[str, Any]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(path)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: is not a folder of `Dataset.save_to_disk` ({error}); give the path of a file in it"
-        ) from None
-    if isinstance(loaded, datasets.DatasetDict):
-        if split not in loaded:
-            raise DataError(f"{path}: has no split {split!r}; it has {', '.join(loaded)}; set `split` to one of them")
-        loaded = loaded[split]
-    elif split != "train":
-        raise DataError(
-            f"{path}: is one data set without splits, so split {split!r} would have no effect; leave `split` out"
-        )
-    rows: list[dict[str, Any]] = loaded.to_list()
-    return rows
-
-
-def _read_hub(path: str, split: str, revision: str) -> list[dict[str, Any]]:
-    import datasets
-
-    try:
-        rows: list[dict[str, Any]] = datasets.load_dataset(path, revision=revision, split=split).to_list()
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{path}: is not a local file, and the hub has no split {split!r} of revision {revision!r}: {error}; "
-            "correct `path`, `revision` or `split`, or download the data and give the path of a file"
-        ) from None
-    return rows
-
-
 def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
     """Draw rows without replacement.
 
@@ -200,7 +145,9 @@ def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
 
 
-def check_invalid_fraction(invalid: Counter[str], total: int, max_invalid_fraction: float, source: str) -> None:
+def check_invalid_fraction(
+    invalid: Counter[str], total: int, max_invalid_fraction: float, source: str, hint: str = ""
+) -> None:
     """Refuse a source with too many invalid rows.
 
     Args:
@@ -208,15 +155,18 @@ def check_invalid_fraction(invalid: Counter[str], total: int, max_invalid_fracti
         total: Number of all rows, valid and invalid.
         max_invalid_fraction: Largest fraction of invalid rows that is allowed.
         source: Name of the source for the message.
+        hint: More text for the end of the message.
 
     Raises:
         DataError: the fraction is larger; lists every reason and its count.
     """
+    invalid = Counter({reason: number for reason, number in invalid.items() if reason not in UNUSED})
     count = invalid.total()
     # Compares the quotient: 29 of 100 is not more than 0.29, but 0.29 * 100 rounds to less than 29.
     if count and count / total > max_invalid_fraction:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in invalid.most_common())
         raise DataError(
             f"{source}: {count} of {total} rows are invalid ({count / total:.2%}; max_invalid_fraction allows "
-            f"{max_invalid_fraction:.2%}): {reasons}; correct the file or its `format`, or raise max_invalid_fraction"
+            f"{max_invalid_fraction:.2%}): {reasons}; correct the file or its `format`, or "
+            f"raise max_invalid_fraction{hint}"
         )

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 from sacpo.data.fields import PromptText
-from sacpo.errors import DataError
+from sacpo.data.formats import special_tokens
+from sacpo.errors import DataError, first_line
 from sacpo.spaces.methods import ExampleShape
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ def tokenise(
             "set eos_token in the tokenizer's folder, or use the `chat` template"
         )
     fields = ("chosen", "rejected") if shape == "pairs" else ("completion",)
+    examples, specials = _without_special_tokens(examples, fields, tokenizer)
+    examples, left_out = _renderable(examples, fields, tokenizer, template)
+    left_out += specials
     prompts = [example["prompt"] for example in examples]
     texts = _render(prompts, None, tokenizer, template)
     for field in fields:
@@ -121,7 +125,6 @@ def tokenise(
     encoded = encode(texts, tokenizer=tokenizer, template=template)
     count = len(examples)
     rows: list[dict[str, Any]] = []
-    left_out: Counter[str] = Counter()
     shortened = 0
     for i, example in enumerate(examples):
         prompt_alone, *conversations = encoded[i::count]
@@ -150,6 +153,73 @@ def tokenise(
             count,
         )
     return rows, left_out
+
+
+def _without_special_tokens(
+    examples: Sequence[dict[str, Any]], fields: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Sequence[dict[str, Any]], Counter[str]]:
+    """The examples whose texts hold no special token as text, and the number of the others by token.
+
+    A tokenizer reads a written `<|im_end|>` as the end of a turn, so a text of the data could end its own turn or
+    begin another one.
+    """
+    written: Counter[str] = Counter()
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    pattern = special_tokens({*tokenizer.all_special_tokens, *added})
+    if pattern is None or getattr(tokenizer, "split_special_tokens", False):
+        return examples, written
+    kept = []
+    for example in examples:
+        prompt = example["prompt"]
+        texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+        match = next(filter(None, map(pattern.search, [*texts, *(example[field] for field in fields)])), None)
+        if match is None:
+            kept.append(example)
+        else:
+            written[f"special token {match[0]} in the text"] += 1
+    return kept, written
+
+
+def _renderable(
+    examples: Sequence[dict[str, Any]], fields: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str
+) -> tuple[Sequence[dict[str, Any]], Counter[str]]:
+    """The examples that the template accepts, and the number of the others by the template's own reason.
+
+    A chat template raises on turns that it does not know, such as a system message, with whichever error it likes.
+    """
+    refused: Counter[str] = Counter()
+    try:
+        _render([example["prompt"] for example in examples], None, tokenizer, template)
+        for field in fields:
+            prompts, responses = zip(*((e["prompt"], e[field]) for e in examples), strict=True)
+            _render(prompts, responses, tokenizer, template)
+        return examples, refused
+    except Exception:  # see above; each example is tried by itself below
+        kept = []
+    for example in examples:
+        try:
+            for field in fields:
+                _render([example["prompt"]], None, tokenizer, template)
+                _render([example["prompt"]], [example[field]], tokenizer, template)
+        except Exception as error:
+            refused[f"refused by the chat template: {first_line(error)}"] += 1
+        else:
+            kept.append(example)
+    return kept, refused
+
+
+def opened_thought(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Text that the chat template writes at the end of a prompt and not before an assistant's turn, such as `<think>`.
+
+    Answers would begin inside a thought, while training puts the response where the thought would be. `render` leaves
+    this text out, so that a policy is asked as it is trained.
+    """
+    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
+    asked: str = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+    same = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
+    rest = asked[same:]
+    return rest if rest.strip() else ""
 
 
 def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -212,6 +282,8 @@ def _render(
             answers = [{"role": "assistant", "content": response} for response in responses]
             chats = [[*chat, answer] for chat, answer in zip(chats, answers, strict=True)]
         texts: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=responses is None)
+        if responses is None and (thought := opened_thought(tokenizer)):
+            texts = [text.removesuffix(thought) for text in texts]
         if responses is not None and template_end(tokenizer) is None:
             texts = [text + (tokenizer.eos_token or "") for text in texts]
         return texts

@@ -24,7 +24,8 @@ from sacpo.judges.rubric import PROMPT_VERSION, RESPONSE_FORMAT, messages
 from sacpo.judges.thoughts import is_unfinished_thought
 
 UNKNOWN_REFUSALS = 3
-"""Calls that an endpoint may refuse for unknown reasons before it has answered any; then the settings are wrong."""
+"""Fewest calls, and at least those in flight, that an endpoint refuses for unknown reasons before it has answered any;
+then the settings are taken to be wrong."""
 OPENAI_URL = "https://api.openai.com/v1"
 """Default address. It is always given to the client, which would otherwise read it from an environment variable, and an
 environment variable must not send the key elsewhere."""
@@ -305,7 +306,7 @@ class Client:
             )
         if refusal is Refusal.UNKNOWN and not self.accepted:
             self._unknown[call] = self._refused(status, message)
-            if len(self._unknown) >= UNKNOWN_REFUSALS:
+            if len(self._unknown) >= max(UNKNOWN_REFUSALS, self.endpoint.concurrency):  # not only the first to arrive
                 self.check_refusals()
         if refusal is Refusal.CONFIGURATION:
             raise self._refused(status, message)

@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
 RETRY_AFTER_CAP = 300.0  # seconds
 
 
@@ -144,7 +143,7 @@ def read_error(status: int, text: str, request: dict[str, Any], shown: Sequence[
     if status in (401, 404, 405, 407):
         return ReadError(Refusal.CONFIGURATION)
     if status in (408, 409, 425, 429) or status >= 500:
-        is_item = _CONTENT_CODES.search(words) or _LENGTH_CODES.search(words) or _TOO_LARGE.search(words)
+        is_item = any(pattern.search(words) for pattern in (_CONTENT_CODES, _LENGTH_CODES, _TOO_LARGE))
         return ReadError(Refusal.ITEM if is_item else Refusal.RETRY)
     if status in (413, 414, 451) or _CONTENT_CODES.search(words):
         return ReadError(Refusal.ITEM)

@@ -168,7 +168,11 @@ def _check_template(tokenizer: Any, template: str, path: str | Path) -> None:
     if template == "chat" and not tokenizer.chat_template:
         raise StepError(f"the judge {path} has no chat template; {way_out}")
     mark = "Good"
-    if mark not in _text("Hello", mark, tokenizer, template):
+    try:
+        text = _text("Hello", mark, tokenizer, template)
+    except Exception as error:  # whatever a chat template raises
+        raise StepError(f"the chat template of the judge {path} fails ({error}); {way_out}") from None
+    if mark not in text:
         raise StepError(f"the chat template of the judge {path} leaves the answer out; {way_out}")
 
 

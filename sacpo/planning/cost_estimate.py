@@ -58,6 +58,8 @@ def _price(plan: Plan, criterion: str, judge: LLMJudge, calls: int) -> str:
     prices = judge.calls.price_prompt, judge.calls.price_completion
     if prices[0] is None or prices[1] is None:
         return ""
+    if judge.max_tokens is None:
+        return ", whose price is not known: max_tokens is null, so the endpoint decides how long a reply is"
     frame = sum(len(message["content"]) for message in messages(RUBRICS[criterion], "", "", "", "0" * 16))
     prompt = max(len(prompt.text) for prompt in plan.prompts[criterion])
     tokens = (frame + prompt) / _CHARACTERS_A_TOKEN + 2 * plan.space.evaluation.generation.max_new_tokens

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from sacpo.data.prompts import Prompt
+from sacpo.data.sources import matching_files
 from sacpo.hashing import canonical, content_id, file_digest
 from sacpo.planning.kinds import KINDS
 from sacpo.planning.payloads import Content, FileContent, HubContent, Payload, hashed
@@ -31,13 +33,13 @@ class Graph:
             self.steps[step_id] = step
         return step_id
 
-    def content(self, path: str, revision: str | None) -> Content:
+    def content(self, path: str | list[str], revision: str | None) -> Content:
         """Identity of an input, hashed once.
 
         Raises:
             DataError: the file cannot be read.
         """
-        key = (path, revision)
+        key = (canonical(path), revision)
         if key not in self.contents:
             self.contents[key] = _source_content(path, revision)
         return self.contents[key]
@@ -51,8 +53,14 @@ class Graph:
         return key
 
 
-def _source_content(path: str, revision: str | None) -> Content:
-    """Identity of an input: the digest of a local file or folder, or the revision of a hub id."""
+def _source_content(path: str | list[str], revision: str | None) -> Content:
+    """Identity of an input: the digest of a local file or folder, or the revision of a hub id.
+
+    Several files have the digest of their digests in the order in which they are read.
+    """
+    if isinstance(path, list) or (not Path(path).exists() and glob.has_magic(path)):
+        digests = "\n".join(file_digest(file) for file in matching_files(path))
+        return FileContent(sha256=hashlib.sha256(digests.encode()).hexdigest())
     if Path(path).exists():
         return FileContent(sha256=file_digest(Path(path)))
     return HubContent(hub=path, revision=str(revision))

@@ -87,7 +87,7 @@ KINDS: dict[str, StepKind] = {
     "preferences": StepKind(
         "sacpo.steps.data:sample", payloads.PreferencesPayload, records.PreferencesMetrics, recipe=2
     ),
-    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=1),
+    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=2),
     "inspection": StepKind(
         "sacpo.steps.inspection:run",
         payloads.InspectionPayload,
@@ -127,7 +127,7 @@ KINDS: dict[str, StepKind] = {
         "sacpo.steps.generate:run",
         payloads.GeneratePayload,
         records.GenerateMetrics,
-        recipe=2,
+        recipe=3,
         effective=records.GenerateEffective,
         holds=Holds.WORKER,
         cost=2.0,
@@ -136,7 +136,7 @@ KINDS: dict[str, StepKind] = {
         "sacpo.steps.judge:run",
         payloads.JudgePayload,
         records.JudgeMetrics,
-        recipe=2,
+        recipe=3,
         effective=records.JudgeEffective,
         holds=_judge_holds,
         cost=1.0,
@@ -146,7 +146,7 @@ KINDS: dict[str, StepKind] = {
         "sacpo.steps.judge:canary",
         payloads.CanaryPayload,
         records.CanaryMetrics,
-        recipe=1,
+        recipe=2,
         effective=records.JudgeEffective,
         holds=_canary_holds,
     ),

@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, assert_never
 
-from sacpo.data.prompts import Prompt, read_prompts
+from sacpo.data.prompts import Prompt, prompts_of_rows, read_prompts
 from sacpo.hashing import content_id
 from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, judges_of
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
-from sacpo.spaces.evaluation import PromptFile, Prompts, SyntheticPrompts, TrainedJudge
+from sacpo.spaces.evaluation import PromptFile, PromptRows, Prompts, SyntheticPrompts, TrainedJudge
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import ChainGrid, NaiveMerge, Parent, PSacpo, Space, parse_chain
 from sacpo.synthetic.world import PROMPTS
@@ -75,6 +75,8 @@ def read_source(source: Prompts) -> list[Prompt]:
             return [Prompt.of(text, kind) for text, kind in PROMPTS if source.category in ("all", kind)]
         case PromptFile():
             return read_prompts(source.path, source.limit)
+        case PromptRows():
+            return prompts_of_rows(source)
         case _:
             assert_never(source)
 

@@ -23,6 +23,11 @@ def inspection_text(content: dict[str, Any], space: Space) -> str:
         f"model: {limit}; an answer ends at {' or '.join(content['end_tokens'])}",
         f"texts are shown as tokens separated by |; {PROMPT_END} ends the prompt; the rest is trained on",
     ]
+    if content["opened_thought"]:
+        lines.append(
+            f"note: the chat template ends a prompt with {content['opened_thought'].strip()!r}, which stands before no "
+            "answer that is trained on; it is left out, so that policies are asked as they are trained"
+        )
     for source in content["data"]:
         lines += ["", source["source"]]
         held_out = f", {source['held_out']} held out" if source["held_out"] else ""

@@ -19,6 +19,13 @@ _JUDGE_NUMBERS = {
     "held_out_accuracy": "held-out accuracy",
     "temperature": "temperature",
     "calibration_error": "calibration error",
+    "canary_pairs": "canned pairs",
+    "canary_low": "canned pairs won, low",
+    "canary_high": "high",
+    "held_out_pairs": "held-out pairs",
+    "held_out_low": "held-out accuracy, low",
+    "held_out_high": "high",
+    "canary_warnings": "warning",
 }
 """Columns of the table of judges, and their titles."""
 
@@ -70,7 +77,7 @@ def _judges(results: Results) -> Section:
             row["criterion"],
             row["panel"],
             f"{row['judge']} {row['judge_revision']}".strip(),
-            *(row[column] for column in _JUDGE_NUMBERS),
+            *(row.get(column) for column in _JUDGE_NUMBERS),
         ]
         for row in _rows(results, "judges")
     ]
@@ -78,7 +85,7 @@ def _judges(results: Results) -> Section:
         "Judges",
         "Before any policy was trained, each judge was tried on canned pairs: how often the better answer won, and how "
         "often the verdict changed with the order of the answers. For judges that the sweep trained: accuracy and "
-        "calibration on held-out pairs.",
+        "calibration on held-out pairs. Low and high are the bounds of 95 % intervals.",
         ["criterion", "name", "judge", *_JUDGE_NUMBERS.values()],
         rows,
     )

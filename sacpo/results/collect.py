@@ -44,6 +44,7 @@ _VERDICT_COLUMNS = [
     "attempts",
     "prompt_tokens",
     "completion_tokens",
+    "refused",
 ]
 
 
@@ -146,7 +147,8 @@ def _verdicts(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:
             )
         )
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-    return _with_trial(table, trial, _VERDICT_COLUMNS)
+    table = _with_trial(table, trial, _VERDICT_COLUMNS)
+    return table.assign(refused=table["refused"].eq(True))  # steps of older versions have no such column
 
 
 def _with_trial(table: pd.DataFrame, trial: Trial, columns: list[str]) -> pd.DataFrame:

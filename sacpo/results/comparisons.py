@@ -12,8 +12,16 @@ import numpy as np
 import pandas as pd
 
 from sacpo.planning.plan import Plan
+from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
-from sacpo.results.win_rates import categories, estimate_columns, prompt_matrix, scored
+from sacpo.results.win_rates import (
+    categories,
+    criterion_columns,
+    estimate_columns,
+    no_rate,
+    prompt_matrix,
+    scored,
+)
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.agreement import agreement
 from sacpo.statistics.bradley_terry import bradley_terry
@@ -39,8 +47,10 @@ def compare(
         verdicts: The verdicts.
     """
     done = set(trials.loc[trials["status"] == "done", "trial_id"])
-    decided = scored(verdicts[verdicts["trial_id"].isin(done) & verdicts["baseline_id"].isin(done)])
+    counting = verdicts[verdicts["trial_id"].isin(done) & verdicts["baseline_id"].isin(done)]
+    decided = scored(counting)
     sft = plan.baseline.trial_id
+    is_against_sft = counting["baseline_id"].eq(sft) & counting["trial_id"].ne(sft)
     against_sft = decided[decided["baseline_id"].eq(sft) & decided["trial_id"].ne(sft)]
     own = against_sft[against_sft["panel"] == _OWN]
     return {
@@ -48,7 +58,7 @@ def compare(
         "categories": categories(own),
         "length": _length(own, responses, sft),
         "seeds": _seeds(own, trials),
-        "panel": _panel(against_sft, trials),
+        "panel": _panel(counting[is_against_sft], trials, plan.space.evaluation.min_coverage),
         "agreement": _agreement(against_sft),
         "ranking": _ranking(plan, decided[decided["panel"] == _OWN]),
     }
@@ -113,22 +123,43 @@ def _seeds(own: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*names, "variance_prompts", "variance_seeds", "variance_repeats"])
 
 
-def _panel(against_sft: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, min_coverage: float) -> pd.DataFrame:
     """One row for each judge of the panel and trial: win rates, and whether the trial is on the front, by that judge.
 
-    If a judge of the panel does not judge a criterion, the criterion's own judge does. Empty without a panel.
+    The columns of a criterion are those of the trial table. A judge that decided too few verdicts of a trial has no win
+    rate there: the row's status is `failed`, and its error says why. If a judge of the panel does not judge a
+    criterion, the criterion's own judge does. Empty without a panel.
+
+    Args:
+        verdicts: The verdicts against the SFT policy, undecided ones included.
+        trials: The trial table.
+        min_coverage: The setting `evaluation.min_coverage`.
     """
-    names = sorted(set(against_sft["panel"]) - {_OWN})
+    names = sorted(set(verdicts["panel"]) - {_OWN})
     rows = []
     for name in [_OWN, *names] if names else []:
         by_trial: dict[Any, dict[str, Any]] = {trial: {} for trial in trials["trial_id"]}
-        for criterion, group in against_sft.groupby("criterion"):
+        problems: dict[Any, list[str]] = {trial: [] for trial in trials["trial_id"]}
+        for criterion, group in verdicts.groupby("criterion"):
             by_judge = group[group["panel"] == name]
-            verdicts = by_judge if len(by_judge) else group[group["panel"] == _OWN]
-            for trial, estimate in estimate_columns(verdicts).items():
-                columns = (str(criterion), f"{criterion}_low", f"{criterion}_high")
-                by_trial[trial] |= zip(columns, (estimate.value, estimate.low, estimate.high), strict=True)
-        rows += [{"panel": name or MAIN, "trial_id": trial, **rates} for trial, rates in by_trial.items() if rates]
+            judged = by_judge if len(by_judge) else group[group["panel"] == _OWN]
+            rates = estimate_columns(scored(judged))
+            for trial, part in judged.groupby("trial_id"):
+                columns = criterion_columns(str(criterion), part, rates.get(trial))
+                problem = coverage_problem(str(criterion), part, min_coverage, name if len(by_judge) else _OWN)
+                by_trial[trial] |= columns | (no_rate(str(criterion)) if problem else {})
+                problems[trial] += [problem] if problem else []
+        rows += [
+            {
+                "panel": name or MAIN,
+                "trial_id": trial,
+                **columns,
+                "status": "failed" if problems[trial] else "done",
+                "error": "; ".join(problems[trial]),
+            }
+            for trial, columns in by_trial.items()
+            if columns
+        ]
     table = pd.DataFrame(rows)
     if table.empty:
         return table

@@ -24,6 +24,13 @@ COLUMNS = [
     "held_out_accuracy",
     "temperature",
     "calibration_error",
+    "canary_pairs",
+    "canary_low",
+    "canary_high",
+    "held_out_pairs",
+    "held_out_low",
+    "held_out_high",
+    "canary_warnings",
 ]
 
 
@@ -61,21 +68,31 @@ def judges_table(plan: Plan, outputs: StoredOutputs) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), columns=COLUMNS)
 
 
-def _canary_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float | None]:
+def _canary_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float | str | None]:
     record = outputs.record(step_id) if step_id is not None else None
     if record is None or not isinstance(record.metrics, CanaryMetrics):
         return {}
     metrics = record.metrics
-    return {"canary_win_rate": metrics.win_rate, "canary_order_inconsistency": metrics.order_inconsistency}
+    return {
+        "canary_win_rate": metrics.win_rate,
+        "canary_low": metrics.low,
+        "canary_high": metrics.high,
+        "canary_pairs": metrics.decided_pairs,
+        "canary_order_inconsistency": metrics.order_inconsistency,
+        "canary_warnings": "; ".join(metrics.warnings),
+    }
 
 
-def _accuracy_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float]:
+def _accuracy_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, float | None]:
     record = outputs.record(step_id) if step_id is not None else None
     if record is None or not isinstance(record.metrics, TrainMetrics) or record.metrics.judge is None:
         return {}
     accuracy = record.metrics.judge
     return {
         "held_out_accuracy": accuracy.held_out_accuracy,
+        "held_out_low": accuracy.low,
+        "held_out_high": accuracy.high,
+        "held_out_pairs": accuracy.held_out_pairs,
         "temperature": accuracy.temperature,
         "calibration_error": accuracy.calibration_error,
     }

@@ -13,10 +13,11 @@ import pandas as pd
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import GenerateMetrics, TrainMetrics
+from sacpo.results.coverage import coverage_problem
 from sacpo.results.exact import exact_columns
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.warning_columns import warning_columns
-from sacpo.results.win_rates import baseline_columns, criterion_columns
+from sacpo.results.win_rates import baseline_columns, criterion_columns, no_rate
 from sacpo.statistics.win_rate import Estimate
 
 NAN = float("nan")
@@ -42,10 +43,10 @@ def trial_row(trial: Trial, outputs: StoredOutputs, evaluations: Evaluations) ->
     plan = outputs.plan
     criteria = {criterion: _criterion(trial, criterion, outputs, evaluations) for criterion in plan.criteria}
     status, error = _status(trial, outputs)
-    if status == "done" and (problem := _coverage_problem(plan, criteria)):
+    if status == "done" and (problem := _coverage_problem(trial, plan, evaluations)):
         status, error = "failed", problem
     if status == "failed":  # a failure is never a number
-        criteria = {criterion: columns | _no_rate(criterion) for criterion, columns in criteria.items()}
+        criteria = {criterion: columns | no_rate(criterion) for criterion, columns in criteria.items()}
     tokens = evaluations.responses.loc[evaluations.responses["trial_id"] == trial.trial_id, "tokens"]
     return {
         **_settings(trial),
@@ -95,10 +96,6 @@ def _judge_accuracy(trial: Trial, criterion: str, outputs: StoredOutputs) -> dic
     return {f"{criterion}_judge_accuracy": record.metrics.judge.held_out_accuracy}
 
 
-def _no_rate(criterion: str) -> dict[str, float]:
-    return dict.fromkeys((criterion, f"{criterion}_low", f"{criterion}_high"), NAN)
-
-
 def _all_steps(trial: Trial, plan: Plan) -> list[str]:
     """Every step that the row depends on, shared steps included."""
     return list(dict.fromkeys(s for required in plan.required_steps(trial) for s in plan.ancestors(required)))
@@ -116,17 +113,12 @@ def _status(trial: Trial, outputs: StoredOutputs) -> tuple[str, str]:
     return "pending", ""
 
 
-def _coverage_problem(plan: Plan, criteria: Mapping[str, Mapping[str, Any]]) -> str:
+def _coverage_problem(trial: Trial, plan: Plan, evaluations: Evaluations) -> str:
     """The reason why a trial fails of which too few verdicts were decided; empty if there are enough."""
+    verdicts = evaluations.verdicts[evaluations.verdicts["trial_id"] == trial.trial_id]
     smallest = plan.space.evaluation.min_coverage
-    for criterion, columns in criteria.items():
-        coverage = columns.get(f"{criterion}_coverage", 1.0)  # the baseline has no verdicts
-        if coverage < smallest:
-            return (
-                f"judge {criterion}: only {coverage:.1%} of the verdicts were decided, less than "
-                f"evaluation.min_coverage ({smallest:.1%}); run the same command again, which asks for the missing ones"
-            )
-    return ""
+    problems = (coverage_problem(c, verdicts[verdicts["criterion"] == c], smallest) for c in plan.criteria)
+    return next(filter(None, problems), "")
 
 
 def _estimated_kl(trial: Trial, outputs: StoredOutputs) -> float:

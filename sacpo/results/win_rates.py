@@ -55,12 +55,18 @@ def criterion_columns(criterion: str, verdicts: pd.DataFrame, estimate: Estimate
         f"{criterion}_high": rate.high,
         f"n_{criterion}": len(decided),
         f"{criterion}_coverage": len(decided) / len(verdicts) if len(verdicts) else float("nan"),
+        f"{criterion}_refused": int(verdicts["refused"].eq(True).sum()) if "refused" in verdicts else 0,
         f"{criterion}_if_missing_lost": if_lost,
         f"{criterion}_if_missing_won": if_won,
         f"{criterion}_order_inconsistency": float("nan") if inconsistency is None else inconsistency,
         f"{criterion}_worst_category": category,
         f"{criterion}_worst_category_rate": category_rate,
     }
+
+
+def no_rate(criterion: str) -> dict[str, Any]:
+    """The columns of a win rate that is not reported, since a failure is never a number."""
+    return dict.fromkeys((criterion, f"{criterion}_low", f"{criterion}_high"), float("nan"))
 
 
 def baseline_columns(criterion: str, answers: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sacpo.execution.runner import Runner
 from sacpo.planning.evaluation_steps import add_judge
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import StepResult
+from sacpo.planning.records import JudgeMetrics, StepResult
 from sacpo.reporting.live import trial_table
 from sacpo.reporting.write import write_report
 from sacpo.results.collect import complete
@@ -66,7 +66,8 @@ def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[
         canaries: Whether the judge is tried on canned pairs first.
 
     Returns:
-        0 if all answers were judged; else 1, and the results folder is as it was.
+        0 if all answers were judged. 1 if a step failed, and then the results folder is as it was; or if too few
+        verdicts of a trial were decided, and then the tables say so.
 
     Raises:
         SacpoError: it is not a results folder, or it has no such criterion.
@@ -80,7 +81,8 @@ def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[
     run = RunFacts.start(command, "in-process")
     trials = load_folder(folder).trials
     done_trials = set(trials.loc[trials["status"] == "done", "trial_id"])
-    problems = _carry_out(plan, store, run.run, judge.name, checks, done_trials)
+    _retract_undecided(plan, store, judge)
+    problems = _carry_out(plan, store, run.run, judge, checks, done_trials)
     if problems:
         for problem in problems:
             print(f"FAILED {problem}")
@@ -97,7 +99,7 @@ def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[
     write_report(results, folder)
     location.publish()
     _print_results(results, judge.name)
-    return 0
+    return 1 if _print_shortages(results, judge.name) else 0
 
 
 def _extended_plan(kept: Plan, judge: AddedJudge, canaries: bool) -> tuple[Plan, tuple[str, ...]]:
@@ -134,8 +136,20 @@ def _check_settings(kept: Plan, judge: AddedJudge, criteria: Sequence[str]) -> N
             raise SpaceError(judge.source, problems) from None
 
 
+def _retract_undecided(plan: Plan, store: Store, judge: AddedJudge) -> None:
+    """Retract the judge's steps of which verdicts are missing, so that these are asked for; the others are stored."""
+    if not judge.settings.calls_endpoint:
+        return
+    steps = dict.fromkeys(step for trial in plan.trials for step in trial.panel.get(judge.name, {}).values())
+    for step_id, record in store.records(steps).items():
+        if isinstance(record.metrics, JudgeMetrics) and record.metrics.undecided:
+            reason = f"{record.metrics.undecided} verdicts are missing"
+            store.retract(step_id, reason)
+            print(f"judged again: {plan.steps[step_id].label}: {reason}")
+
+
 def _carry_out(
-    plan: Plan, store: Store, run: str, name: str, checks: Sequence[str], done_trials: Collection[str]
+    plan: Plan, store: Store, run: str, judge: AddedJudge, checks: Sequence[str], done_trials: Collection[str]
 ) -> list[str]:
     """Carry out the judge's steps, those on canned pairs first; returns the reasons of failures.
 
@@ -145,7 +159,7 @@ def _carry_out(
     missing: dict[str, None] = {}
     done = store.records(plan.steps)
     for trial in plan.trials:
-        own = [step for step in trial.panel.get(name, {}).values() if step not in done]
+        own = [step for step in trial.panel.get(judge.name, {}).values() if step not in done]
         inputs = [parent for step in own for parent in plan.steps[step].parents.values() if parent not in done]
         if not inputs:
             steps |= dict.fromkeys(own)
@@ -155,15 +169,21 @@ def _carry_out(
         labels = ", ".join([*list(missing)[:_SHOWN], *["..."] * (len(missing) > _SHOWN)])
         return [f"the store {store.uri} lacks {len(missing)} steps ({labels}); run the sweep's own command again first"]
     runner = Runner(plan, store, run, _execute)
-    problems: list[str] = []
+    labels_of: dict[str, list[str]] = {}  # reason of a failure to the labels of the steps
     for step in [*checks, *steps]:
         try:
             runner.ensure(step)
         except StepError as error:
-            problems.append(str(error))
-            if step in checks:
-                break
-    return list(dict.fromkeys(problems))
+            label = plan.steps[step].label
+            reason = str(error).removeprefix(f"{label}: ")
+            is_repeated = reason in labels_of
+            labels_of.setdefault(reason, []).append(label)
+            if step in checks or (is_repeated and judge.settings.calls_endpoint):
+                break  # the endpoint would refuse the other steps too
+    return [
+        f"{labels[0]}{f' and {len(labels) - 1} more' if len(labels) > 1 else ''}: {reason}"
+        for reason, labels in labels_of.items()
+    ]
 
 
 def _execute(job: Job[Any]) -> StepResult:
@@ -188,6 +208,7 @@ def _write_verdicts(location: ResultsLocation, plan: Plan, results: Results, nam
     existing = load_folder(folder)
     is_new = results.verdicts["panel"] == name
     verdicts = pd.concat([existing.verdicts[existing.verdicts["panel"] != name], results.verdicts[is_new]])
+    verdicts = verdicts.assign(refused=verdicts["refused"].eq(True))  # older tables have no such column
     steps = pd.concat([existing.steps, results.steps[~results.steps["step_id"].isin(existing.steps["step_id"])]])
     comparisons = compare(plan, existing.trials, existing.responses, verdicts)
     judges = results.comparisons["judges"]
@@ -205,11 +226,22 @@ def _write_verdicts(location: ResultsLocation, plan: Plan, results: Results, nam
     return written
 
 
+def _print_shortages(results: Results, name: str) -> bool:
+    """Print the trials of which this judge decided too few verdicts; returns whether there are any."""
+    panel = results.comparisons["panel"]
+    if not len(panel):
+        return False
+    failed = panel[panel["panel"].eq(name) & panel["status"].eq("failed")]
+    for error, rows in failed.groupby("error", sort=False):
+        print(f"FAILED {', '.join(rows['label'])}: {error}")
+    return len(failed) > 0
+
+
 def _print_results(results: Results, name: str) -> None:
     panel = results.comparisons["panel"]
     console = Console(width=None if sys.stdout.isatty() else 160)
     if len(panel):
-        console.print(trial_table(panel[panel["panel"] == name].assign(kl_to_sft=float("nan"), status="done")))
+        console.print(trial_table(panel[panel["panel"] == name].assign(kl_to_sft=float("nan"))))
     for row in results.comparisons["agreement"].to_dict("records"):
         if name in (row["judge"], row["other_judge"]):
             console.print(

@@ -27,9 +27,11 @@ class InputPath:
 
     Attributes:
         hub: The setting may also be a Hugging Face hub id; the model then has a field `revision`.
+        several: The setting may also be a glob, or a list of paths and globs.
     """
 
     hub: bool = False
+    several: bool = False
 
 
 LocalPath = Annotated[str, InputPath()]

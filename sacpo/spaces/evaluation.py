@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field, field_validator
 
 from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
+from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
 CRITERIA = ("helpfulness", "harmlessness")  # the axes of the front; every space has them
@@ -41,7 +42,17 @@ class PromptFile(Strict):
     limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
 
 
-Prompts = Annotated[SyntheticPrompts | PromptFile, Field(discriminator="kind")]
+class PromptRows(RowSource):
+    """Prompts from the same sources as training rows, the hub included."""
+
+    kind: Literal["files"] = Field(
+        description="prompts of one turn from files, a folder or the hub: a column `prompt` and, optionally, "
+        "`category`; repeated prompts count once, and prompts of several turns are left out"
+    )
+    limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
+
+
+Prompts = Annotated[SyntheticPrompts | PromptFile | PromptRows, Field(discriminator="kind")]
 
 
 # ---------------------------------------------------------------------------------------------------------- the judges

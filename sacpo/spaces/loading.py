@@ -7,13 +7,14 @@ before the checks, so they pass the same checks.
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from sacpo.spaces.base import InputPath, Strict
+from sacpo.spaces.base import InputPath, Strict, as_list
 from sacpo.spaces.document import Document, Setting, dotted, read_document
 from sacpo.spaces.evaluation import JudgeSettings
 from sacpo.spaces.space import Space
@@ -166,6 +167,16 @@ def _with_absolute_paths(settings: _Settings, folder: Path, document: Document) 
     return resolved
 
 
+def _matching(paths: str | list[str], folder: Path) -> str | list[str] | None:
+    """Absolute paths and globs of local files; None for a single path without a glob, and if one matches no file."""
+    if isinstance(paths, str) and not glob.has_magic(paths):
+        return None
+    absolute = [str((folder / path).absolute()) for path in as_list(paths)]
+    if not all(glob.glob(path, recursive=True) for path in absolute):
+        return None
+    return absolute[0] if isinstance(paths, str) else absolute
+
+
 def _resolved(value: Any, folder: Path, setting: Setting, document: Document) -> Any:
     if isinstance(value, Strict):
         update: dict[str, Any] = {}
@@ -175,8 +186,11 @@ def _resolved(value: Any, folder: Path, setting: Setting, document: Document) ->
             if marker is None or part is None:
                 update[name] = _resolved(part, folder, inner, document)
                 continue
-            local = (folder / part).resolve()
-            if local.exists():
+            if marker.several and (paths := _matching(part, folder)) is not None:
+                update[name] = paths
+                continue
+            local = folder if isinstance(part, list) else (folder / part).resolve()
+            if local.exists() and not isinstance(part, list):
                 update[name] = str(local)
             elif not marker.hub or getattr(value, "revision", None) is None:
                 document.problems.append(

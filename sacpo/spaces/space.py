@@ -11,6 +11,7 @@ workers. Every other setting counts towards the ids of the steps that it can cha
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
@@ -28,6 +29,7 @@ from sacpo.spaces.base import (
 )
 from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
+from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import DPOTraining, KTOTraining, SFTTraining, Training
 
 _STAGE = re.compile(rf"^({'|'.join(CHAIN_METHODS)}):([a-z][a-z0-9_-]*)$")
@@ -119,6 +121,21 @@ class PretrainedModel(Strict):
     prompt_template: str = Field(
         "chat", description="`chat` for the tokenizer's chat template (default), or text that contains {prompt}"
     )
+    chat_template_kwargs: dict[str, str | bool | int | float] = Field(
+        default_factory=dict,
+        description="variables that the chat template gets, such as enable_thinking: false; default none",
+    )
+    chat_date: str = Field(
+        "2024-07-26",
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="today's date for chat templates that write it, so that every run renders the same; YYYY-MM-DD",
+    )
+
+    @field_validator("chat_date")
+    @classmethod
+    def _is_date(cls, value: str) -> str:
+        date.fromisoformat(value)  # its error says what is wrong with the date
+        return value
 
     @field_validator("prompt_template")
     @classmethod
@@ -157,26 +174,25 @@ class SyntheticPreferences(Strict):
     seed: int = Field(0, ge=0, description="seed of samples and labels; default 0")
 
 
-RowFormat = Literal["pku-saferlhf", "hh-rlhf", "pairs", "labelled", "demonstrations"]
+RowFormat = Literal["pku-saferlhf", "hh-rlhf", "pairs", "labelled", "demonstrations", "scored"]
 
 
-class Files(Strict):
-    """Rows from a file, a `datasets` folder or the hub."""
+class Files(RowSource):
+    """Rows from files, a `datasets` folder or the hub."""
 
-    synthetic: ClassVar[bool] = False
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
-
-    kind: Literal["files"] = Field(description="rows from a file, a folder or the hub")
-    path: LocalOrHubPath = Field(
-        description="JSONL, JSON, CSV or Parquet file (each may end in .gz) or `datasets` folder, relative to the "
-        "space file; or hub id"
-    )
-    revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
-    split: str = Field("train", description="split of a hub data set or of a folder with splits; default train")
+    kind: Literal["files"] = Field(description="rows from files, a folder or the hub")
     format: RowFormat = Field(
         description="columns of a row. pku-saferlhf: prompt, response_0, response_1, better_response_id, "
         "safer_response_id, is_response_0_safe, is_response_1_safe; hh-rlhf: chosen and rejected transcripts; pairs: "
-        "prompt, chosen, rejected; labelled: prompt, completion, label; demonstrations: prompt, completion"
+        "prompt, chosen, rejected; labelled: prompt, completion, label; demonstrations: prompt, completion; "
+        "scored: prompt, response, score "
+        "(rows of one prompt belong together), or prompt and completions, a list of objects with response and score"
+    )
+    margin: float = Field(
+        0.0, ge=0, description="scored: smallest difference of the best and the worst score of a pair; default 0"
+    )
+    threshold: float | None = Field(
+        None, description="scored: score from which on a response is labelled good; null is for pairs only"
     )
     limit: int | None = Field(None, ge=1, description="number of rows to draw with `seed`; null means all")
     seed: int = Field(0, ge=0, description="seed of the draw; default 0")

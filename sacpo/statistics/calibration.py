@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 SMALLEST_SAMPLE = 30
-"""Fewest held-out pairs to which a temperature is fitted."""
+"""Fewest held-out pairs to which the temperature of a trained judge is fitted."""
 BINS = 10
 """Number of bins of equal width in a reliability diagram."""
 
@@ -35,8 +35,8 @@ class Calibration:
     """Calibration of P(win) = sigmoid(difference / temperature).
 
     Attributes:
-        temperature: Maximum-likelihood estimate (Guo et al. 2017); above 1 if the model is overconfident. 1 if there
-            are fewer pairs than `SMALLEST_SAMPLE`.
+        temperature: Maximum-likelihood estimate (Guo et al. 2017); above 1 if the model is overconfident; 1 if
+            there are too few pairs to fit it.
         error: Expected calibration error at that temperature: the mean over predictions of the distance between their
             bin's fraction won and its mean probability.
         error_before: Expected calibration error at temperature 1.
@@ -51,11 +51,12 @@ class Calibration:
     fitted: bool = True
 
 
-def calibrate(margins: ArrayLike) -> Calibration:
+def calibrate(margins: ArrayLike, smallest_sample: int = 1) -> Calibration:
     """Fit the temperature on held-out pairs.
 
     Args:
         margins: Shape (n,), score of the preferred answer minus score of the other answer.
+        smallest_sample: Fewest pairs to which a temperature is fitted; with fewer it is 1.
 
     Returns:
         The temperature, and the calibration error on the same pairs.
@@ -66,7 +67,7 @@ def calibrate(margins: ArrayLike) -> Calibration:
     differences = np.asarray(margins, dtype=np.float64)
     if differences.size == 0:
         raise ValueError("calibration needs at least one held-out pair")
-    if differences.size < SMALLEST_SAMPLE:
+    if differences.size < smallest_sample:
         bins = _reliability(differences, 1.0)
         return Calibration(1.0, _expected_error(bins), _expected_error(bins), bins, fitted=False)
     scale = float(np.abs(differences).mean()) or 1.0

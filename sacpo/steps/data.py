@@ -11,6 +11,9 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from sacpo.data import preferences, rows, tokenise
+from sacpo.data.formats import format_hint, nearest_format, readable_columns
+from sacpo.data.scores import UNSCORED, Scoring
+from sacpo.data.sources import columns_of, read_rows, rename
 from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
 from sacpo.execution.job import Job
@@ -40,10 +43,21 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
     """
     payload = job.payload
     source = _source(job)
-    examples, invalid = preferences.convert(
-        source.rows, format=source.format, objective=payload.objective, shape=payload.shape
-    )
-    rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name)
+    try:
+        examples, invalid = preferences.convert(
+            source.rows,
+            format=source.format,
+            objective=payload.objective,
+            shape=payload.shape,
+            scoring=source.scoring,
+        )
+    except DataError as error:
+        columns = columns_of(source.rows)
+        fits = nearest_format(columns) == source.format
+        raise DataError(f"{source.name}: {error}{'' if fits else format_hint(source.format, columns)}") from None
+    unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in invalid)
+    hint = format_hint(source.format, columns_of(source.rows)) if unfitting else ""
+    rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name, hint)
     excluded_prompts = frozenset(preferences.prompt_key(prompt.text) for prompt in job.prompts)
     examples, excluded = preferences.exclude(examples, excluded_prompts)
     if payload.judge_fraction:
@@ -96,6 +110,7 @@ class _Source:
     format: RowFormat
     name: str
     max_invalid_fraction: float = 0.0
+    scoring: Scoring = UNSCORED
 
 
 def _source(job: Job[AnyDataPayload]) -> _Source:
@@ -109,8 +124,15 @@ def _source(job: Job[AnyDataPayload]) -> _Source:
             return _Source(demonstrations, "demonstrations", "the synthetic world's demonstrations")
         case FilesPayload():
             files = payload.files
-            read = rows.read_rows(files.path, split=files.split, revision=files.revision)
+            name = files.path if isinstance(files.path, str) else ", ".join(files.path)
+            read = read_rows(
+                files.path, split=files.split, revision=files.revision, name=files.name, data_dir=files.data_dir
+            )
+            allowed = readable_columns(files.format, payload.objective)
+            inner = "completions" if files.format == "scored" else None
+            read = rename(read, files.columns, allowed, name, inner)
             drawn = rows.draw(read, files.limit, files.seed)
-            return _Source(drawn, files.format, files.path, files.max_invalid_fraction)
+            scoring = Scoring(files.margin, files.threshold)
+            return _Source(drawn, files.format, name, files.max_invalid_fraction, scoring)
         case _:
             assert_never(payload)

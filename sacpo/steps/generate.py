@@ -15,6 +15,7 @@ from sacpo.data.tokenise import encode, render
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.judges.thoughts import without_thoughts
 from sacpo.planning.payloads import GeneratePayload
 from sacpo.planning.records import GenerateEffective, GenerateMetrics
 from sacpo.steps.effective import effective_generation
@@ -56,7 +57,7 @@ def run(job: Job[GeneratePayload]) -> StepReport:
         _row(
             prompt,
             sample=i % settings.samples,
-            response=tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            response=_response(answer, tokenizer),
             tokens=len(answer),
             finished=bool(answer) and answer[-1] in ends,
         )
@@ -72,6 +73,18 @@ def run(job: Job[GeneratePayload]) -> StepReport:
         kl_to_sft=sum(kl) / len(kl) if kl else None,
     )
     return report
+
+
+def _response(answer: list[int], tokenizer: Any) -> str:
+    """An answer's text without its thoughts and special tokens."""
+    whole = tokenizer.decode(answer, skip_special_tokens=False)  # the tags of a thought may be special tokens
+    text = without_thoughts(whole)
+    if text == whole:
+        return str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, "")
+    return text.strip()
 
 
 def _row(prompt: Prompt, *, sample: int, response: str, tokens: int, finished: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from sacpo.data.tokenise import encode, render
+from sacpo.data.tokenise import encode, opened_thought, render
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import EXAMPLES, INSPECTION, PROMPT_END
 from sacpo.execution.job import Job
@@ -98,6 +98,7 @@ def run(job: Job[InspectionPayload]) -> StepReport:
     content = {
         "positions": positions,
         "end_tokens": tokenizer.convert_ids_to_tokens(stop_ids(model)),
+        "opened_thought": opened_thought(tokenizer) if payload.prompt_template == "chat" else "",
         "data": sources,
         "evaluation": evaluation,
         "answer": _answer(model, tokenizer, job),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import date
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import ModelPayload
 from sacpo.planning.records import ModelMetrics
 from sacpo.spaces.space import PretrainedModel, SyntheticModel
+from sacpo.steps.chat_template import fix_chat_template
 from sacpo.steps.model_checks import check_prompt_format, check_vocabulary, end_token_ids
 from sacpo.synthetic.world import SENTENCES, SLOTS
 
@@ -112,6 +114,7 @@ def _pretrained(settings: PretrainedModel) -> tuple[Any, PreTrainedTokenizerBase
         logging.getLogger(__name__).warning("no padding token: the end-of-sequence token is used for padding")
     tokenizer = with_pad_token(tokenizer)
     check_vocabulary(model, tokenizer, path)
+    fix_chat_template(tokenizer, settings.chat_template_kwargs, date.fromisoformat(settings.chat_date))
     check_prompt_format(tokenizer, settings.prompt_template, path)
     return model, tokenizer
 

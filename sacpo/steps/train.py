@@ -201,7 +201,7 @@ def _check_engine(trainer: Any, batch: Batch) -> None:
 
 def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
     """Share of held-out pairs of which the reward model prefers the chosen answer (ties half), and its calibration."""
-    from sacpo.statistics.calibration import calibrate  # imports scipy, which other stages start faster without
+    from sacpo.statistics.calibration import SMALLEST_SAMPLE, calibrate  # imports scipy
     from sacpo.statistics.win_rate import estimates
 
     pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
@@ -215,7 +215,7 @@ def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
         return float(trainer.model_wrapped(input_ids=inputs).logits[0, 0])
 
     margins = [score(pair["chosen_ids"]) - score(pair["rejected_ids"]) for pair in pairs]
-    calibration = calibrate(margins)
+    calibration = calibrate(margins, SMALLEST_SAMPLE)
     accuracy = estimates([[0.5 if margin == 0 else float(margin > 0)] for margin in margins])[0]
     return JudgeAccuracy(
         held_out_pairs=len(pairs),

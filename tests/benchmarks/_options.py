@@ -1,9 +1,14 @@
-"""The option that every benchmark has: `--smoke`."""
+"""The option that every benchmark has, `--smoke`, and sweeps that heed it."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 from typing import Any
+
+from sacpo.sweep import main
+from tests.commands import Answer, call, sweep
 
 
 def parse(parser: argparse.ArgumentParser, **toy: Any) -> argparse.Namespace:
@@ -19,3 +24,23 @@ def parse(parser: argparse.ArgumentParser, **toy: Any) -> argparse.Namespace:
     if parser.parse_known_args()[0].smoke:
         parser.set_defaults(**toy)
     return parser.parse_args()
+
+
+def is_smoke() -> bool:
+    """Whether this process runs a benchmark at toy size."""
+    return "--smoke" in sys.argv
+
+
+def run_sweep(space: Path, results: Path, *more: str) -> Answer:
+    """Run a sweep in a process of its own; at toy size in the calling process, without Ray.
+
+    Raises:
+        SystemExit: a trial failed; with the output.
+    """
+    if is_smoke():
+        answer = call(main, str(space), "--results", str(results), *more)
+    else:
+        answer = sweep(space, results, *more, timeout=7200)
+    if answer.returncode:
+        raise SystemExit(answer.stdout + answer.stderr)
+    return answer

@@ -17,7 +17,8 @@ from transformers.utils import logging
 
 from sacpo.steps.merge import merged
 from sacpo.steps.model import world_tokenizer
-from tests.benchmarks._options import parse
+from tests import plain_trl
+from tests.benchmarks._options import is_smoke, parse
 from tests.spaces import ROOT
 
 MERGEKIT = Path(sys.executable).parent / "mergekit-yaml"
@@ -46,6 +47,9 @@ def mergekit(first: Path, second: Path, q: float, out: Path) -> None:
 def plain(first: Path, second: Path, q: float, out: Path) -> None:
     """The same by a short script, for machines without mergekit."""
     values = {"first": str(first), "second": str(second), "q": q, "out": str(out)}
+    if is_smoke():
+        plain_trl.run("merge", values)
+        return
     command = [sys.executable, "-m", "tests.plain_trl", "merge", json.dumps(values)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
 

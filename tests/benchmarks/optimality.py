@@ -16,9 +16,8 @@ import pandas as pd
 
 from sacpo.results import load
 from sacpo.sweep import QUICKSTART
-from tests.benchmarks._options import parse
+from tests.benchmarks._options import parse, run_sweep
 from tests.benchmarks.quickstart import TOY
-from tests.commands import sweep
 
 BETA = 2.0
 
@@ -64,9 +63,7 @@ def shares(pairs: int, updates: int, lambdas: list[float], folder: Path, first: 
     settings = [f"chains={json.dumps([grid])}", "merges=[]", f"training.dpo.epochs={epochs}"]
     settings += [f"data.preferences.{name}.rows={pairs}" for name in ("helpfulness", "harmlessness")]
     more = [*first, *(word for setting in settings for word in ("--set", setting))]
-    answer = sweep(QUICKSTART, folder / str(pairs), "--store", str(folder / "store"), *more, timeout=3600)
-    if answer.returncode:
-        raise SystemExit(answer.stdout + answer.stderr)
+    run_sweep(QUICKSTART, folder / str(pairs), "--store", str(folder / "store"), *more)
     trials = load(folder / str(pairs)).trials
     row: dict[str, float] = {
         "pairs": pairs,

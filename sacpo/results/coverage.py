@@ -1,0 +1,33 @@
+"""Whether enough verdicts were decided to report a win rate, and otherwise why they are missing."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from sacpo.judges.verdicts import SCORES
+
+_REASON_LENGTH = 300  # characters of a reply that a reason shows
+
+
+def coverage_problem(criterion: str, verdicts: pd.DataFrame, smallest: float, judge: str = "") -> str:
+    """The reason why a win rate is not reported; empty if enough verdicts were decided.
+
+    Args:
+        criterion: The criterion.
+        verdicts: One judge's verdicts on one trial and criterion.
+        smallest: The setting `evaluation.min_coverage`.
+        judge: Name of the judge in the panel; empty for the criterion's own judge.
+    """
+    if verdicts.empty:
+        return ""
+    undecided = verdicts[~verdicts["outcome"].isin(list(SCORES))]
+    coverage = 1 - len(undecided) / len(verdicts)
+    if coverage >= smallest:
+        return ""
+    reasons = (undecided["outcome"] + ": " + undecided["raw"].fillna("").str.slice(0, _REASON_LENGTH)).value_counts()
+    by = f" by {judge}" if judge else ""
+    return (
+        f"judge {criterion}{by}: only {coverage:.1%} of the verdicts were decided, less than evaluation.min_coverage "
+        f"({smallest:.1%}); run the same command again, which asks for the missing ones; {reasons.iloc[0]} of "
+        f"{len(undecided)} missing verdicts are {reasons.index[0]}"
+    )

@@ -1,0 +1,103 @@
+"""Rows as hubs and notebooks store them: other types, other forms of a conversation, texts that cannot be written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sacpo.data.preferences import convert, exclude, prompt_key
+from sacpo.data.prompts import read_prompts
+from sacpo.errors import DataError
+from sacpo.spaces.methods import ExampleShape
+from sacpo.spaces.space import RowFormat
+
+USER, ASSISTANT = "user", "assistant"
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def only(row: dict[str, Any], format: RowFormat = "pairs", shape: ExampleShape = "pairs") -> dict[str, Any]:
+    """The one example of a row."""
+    (example,), invalid = convert([row], format=format, objective="helpfulness", shape=shape)
+    assert not invalid
+    return example
+
+
+@pytest.mark.parametrize("value", [0, 0.0, "0", "0.0", " 0 "])
+def test_a_response_id_is_read_from_any_unambiguous_type(value: Any) -> None:
+    row = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": value}
+    assert only(row, "pku-saferlhf")["chosen"] == "a"
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, "1", "true", "True", " TRUE "])
+def test_a_flag_is_read_from_any_unambiguous_type(value: Any) -> None:
+    assert only({"prompt": "p", "completion": "c", "label": value}, "labelled", "labelled")["label"] is True
+
+
+@pytest.mark.parametrize("value", ["yes", "safe", 0.5, 2, "", [True]])
+def test_an_ambiguous_flag_is_an_invalid_row(value: Any) -> None:
+    row = {"prompt": "p", "completion": "c", "label": value}
+    assert convert([row], format="labelled", objective=None, shape="labelled")[1] == {"wrong type label": 1}
+
+
+@pytest.mark.parametrize("with_prompt", [True, False])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_whole_conversations_as_chosen_and_rejected_share_their_prompt(with_prompt: bool, as_text: bool) -> None:
+    """UltraFeedback-binarized has them so, with `prompt` beside; TRL's implicit prompts without."""
+    shared = [turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three")]
+    row: dict[str, Any] = {"chosen": [*shared, turn(ASSISTANT, "good")], "rejected": [*shared, turn(ASSISTANT, "bad")]}
+    if as_text:
+        row = {name: json.dumps(value) for name, value in row.items()}
+    if with_prompt:
+        row["prompt"] = "one"
+    assert only(row) == {"prompt": shared, "chosen": "good", "rejected": "bad"}
+
+
+def test_conversations_that_part_before_the_last_answer_are_invalid() -> None:
+    row = {
+        "chosen": [turn(USER, "one"), turn(ASSISTANT, "good")],
+        "rejected": [turn(USER, "two"), turn(ASSISTANT, "bad")],
+    }
+    reasons = convert([row], format="pairs", objective=None, shape="pairs")[1]
+    assert reasons == {"transcripts diverge before the last answer": 1}
+
+
+def test_a_transcript_as_prompt_becomes_turns() -> None:
+    row = {"prompt": "\n\nHuman: one\n\nAssistant: two\n\nHuman: three\n\nAssistant:", "chosen": "a", "rejected": "b"}
+    assert only(row)["prompt"] == [turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three")]
+    assert only(row | {"prompt": "Human: one\n\nAssistant:"})["prompt"] == "one"
+    text = "Compare these:\n\nHuman: is a species"
+    assert only(row | {"prompt": text})["prompt"] == text  # no transcript: it begins otherwise
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "What is a caf\u00e9?",
+        "what is  a CAF\u00c9?",
+        "What is a cafe\u0301?",
+        "\n\nHuman: What is a caf\u00e9?\n\nAssistant:",
+        [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is a caf\u00e9?"}],
+    ],
+)
+def test_an_evaluation_prompt_is_kept_out_of_training_in_whichever_form_it_is_stored(stored: Any) -> None:
+    evaluation = frozenset({prompt_key("What is a caf\u00e9?")})
+    assert exclude([{"prompt": stored, "completion": "c"}], evaluation) == ([], 1)
+    assert exclude([{"prompt": "What is tea?", "completion": "c"}], evaluation)[1] == 0
+
+
+def test_half_of_a_surrogate_pair_is_one_invalid_row_of_data_and_refused_in_prompts(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "a", "rejected": text} for text in ("b", "\ud83d")]
+    examples, invalid = convert(rows, format="pairs", objective=None, shape="pairs")
+    assert (len(examples), invalid) == (1, {"lone surrogate in rejected": 1})
+    messages = [{"prompt": [turn(USER, "\ud83d")], "chosen": "a", "rejected": "b"}]
+    assert convert(messages, format="pairs", objective=None, shape="pairs")[1] == {"lone surrogate in prompt": 1}
+    path = tmp_path / "prompts.json"
+    path.write_text('[{"prompt": "one"}, {"prompt": "half \\ud83d"}]')
+    with pytest.raises(DataError, match="row 2 has half of a surrogate pair"):
+        read_prompts(str(path), None)
