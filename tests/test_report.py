@@ -41,7 +41,7 @@ def _trial(number: int, method: str, chain: str, point: tuple[float, float], **v
     row |= {"beta": NAN, "beta_over_lambda": NAN, "q": NAN, "seed": 0, "status": "done", "error": ""}
     for name, value in zip(("helpfulness", "harmlessness"), point, strict=True):
         row |= {name: value, f"{name}_low": value - half, f"{name}_high": value + half, f"n_{name}": 40}
-    row |= {"kl_to_sft": 1.5, "mean_response_tokens": 30.0, "seconds": 9.0, "device_seconds": 0.0}
+    row |= {"kl_to_sft": 1.5, "mean_response_tokens": 30.0, "seconds": 9.0, "device_seconds": 0.0, "warnings": ""}
     row |= {
         "expected_reward": 2 * point[0],
         "expected_safety": 2 * point[1],

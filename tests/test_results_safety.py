@@ -47,7 +47,10 @@ def raise_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ({"chains": [{"chain": "dpo:helpfulness", "beta": 2.0}]}, "chains.0.chain: 'dpo:helpfulness>dpo:harmlessness'"),
         ({"seeds": [0, 1]}, "seeds.1: absent in the results folder, 1 in this space"),
-        ({}, "recipe of generate steps: 2 in the results folder, 99 in this version of sacpo"),
+        (
+            {},
+            f"recipe of generate steps: {KINDS['generate'].recipe} in the results folder, 99 in this version of sacpo",
+        ),
     ],
 )
 def test_another_space_is_refused_before_anything_is_written(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.cluster import executor, tuner
+from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
 from sacpo.planning.payloads import DPOPayload
 from sacpo.planning.planner import make_plan
@@ -88,10 +89,11 @@ def main() -> None:
                       resources__workers=2, resources__reference="live")  # fmt: skip
         plan, store = make_plan(variant), Store(root / "store")
         runner = Runner(plan, store, "run", executor.execute)
+        inputs = Runner(plan, store, "run", in_process.execute)
         stages = [trial.policy["policy"] for trial in plan.trials if trial.method == "one-step"]
         for stage in stages:
             for parent in plan.steps[stage].parents.values():
-                runner.ensure(parent)
+                inputs.ensure(parent)
             started = time.time()
             record = runner.ensure(stage)
             metrics = train_metrics(record)

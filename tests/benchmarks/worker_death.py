@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from sacpo.cluster import executor, tuner
+from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
 from sacpo.planning.planner import make_plan
 from sacpo.store.step_store import Store
@@ -49,10 +50,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
         store = Store(Path(temporary) / "store")
         runner = Runner(plan, store, "run", executor.execute)
+        inputs = Runner(plan, store, "run", in_process.execute)
         for intact, killed in zip(stages[::2], stages[1::2], strict=True):
             for stage in (intact, killed):
                 for parent in plan.steps[stage].parents.values():
-                    runner.ensure(parent)
+                    inputs.ensure(parent)
             started = time.monotonic()
             metrics = train_metrics(runner.ensure(intact))
             undisturbed = time.monotonic() - started
