@@ -16,7 +16,7 @@ from sacpo.spaces.evaluation import Generation
 from sacpo.steps.policies import stop_ids
 
 CPU_CACHE_FRACTION = 0.05
-"""Share of the free memory that continuous batching takes for its cache on a CPU; transformers would take nine tenths."""
+"""Share of the free memory for the cache of continuous batching on a CPU; transformers would take nine tenths."""
 
 
 class Engine(Protocol):
