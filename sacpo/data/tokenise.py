@@ -116,12 +116,8 @@ def tokenise(
         )
     fields = ("chosen", "rejected") if shape == "pairs" else ("completion",)
     examples, specials = _without_special_tokens(examples, fields, tokenizer)
-    examples, left_out = _renderable(examples, fields, tokenizer, template)
+    examples, texts, left_out = _rendered(examples, fields, tokenizer, template)
     left_out += specials
-    prompts = [example["prompt"] for example in examples]
-    texts = _render(prompts, None, tokenizer, template)
-    for field in fields:
-        texts += _render(prompts, [example[field] for example in examples], tokenizer, template)
     encoded = encode(texts, tokenizer=tokenizer, template=template)
     count = len(examples)
     rows: list[dict[str, Any]] = []
@@ -180,32 +176,38 @@ def _without_special_tokens(
     return kept, written
 
 
-def _renderable(
+def _rendered(
     examples: Sequence[dict[str, Any]], fields: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[Sequence[dict[str, Any]], Counter[str]]:
-    """The examples that the template accepts, and the number of the others by the template's own reason.
+) -> tuple[Sequence[dict[str, Any]], list[str], Counter[str]]:
+    """The examples that the template accepts, their texts, and the number of the others by the template's own reason.
 
-    A chat template raises on turns that it does not know, such as a system message, with whichever error it likes.
+    A chat template raises on turns that it does not know, such as a system message, with whichever error it likes. All
+    examples are rendered at once; only if one is refused is each of them tried by itself.
     """
     refused: Counter[str] = Counter()
     try:
-        _render([example["prompt"] for example in examples], None, tokenizer, template)
-        for field in fields:
-            prompts, responses = zip(*((e["prompt"], e[field]) for e in examples), strict=True)
-            _render(prompts, responses, tokenizer, template)
-        return examples, refused
-    except Exception:  # see above; each example is tried by itself below
+        return examples, _texts(examples, fields, tokenizer, template), refused
+    except Exception:  # see above
         kept = []
     for example in examples:
         try:
-            for field in fields:
-                _render([example["prompt"]], None, tokenizer, template)
-                _render([example["prompt"]], [example[field]], tokenizer, template)
+            _texts([example], fields, tokenizer, template)
         except Exception as error:
             refused[f"refused by the chat template: {first_line(error)}"] += 1
         else:
             kept.append(example)
-    return kept, refused
+    return kept, _texts(kept, fields, tokenizer, template), refused
+
+
+def _texts(
+    examples: Sequence[dict[str, Any]], fields: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str
+) -> list[str]:
+    """Texts of all prompts, followed by those of the conversations with each field's responses."""
+    prompts = [example["prompt"] for example in examples]
+    texts = _render(prompts, None, tokenizer, template)
+    for field in fields:
+        texts += _render(prompts, [example[field] for example in examples], tokenizer, template)
+    return texts
 
 
 def opened_thought(tokenizer: PreTrainedTokenizerBase) -> str:
