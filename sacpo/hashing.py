@@ -30,6 +30,11 @@ def content_id(kind: str, payload: dict[str, Any]) -> str:
     return f"{kind}-{hashlib.sha256(canonical(payload).encode()).hexdigest()[:20]}"
 
 
+def digest(content: bytes) -> str:
+    """SHA-256 (hex) of a content, as `file_digest` of a file with it."""
+    return hashlib.sha256(content).hexdigest()
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes; of a folder, the SHA-256 of its files' relative paths and digests.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sacpo.errors import StoreError
+from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.page import write_html
 from sacpo.reporting.plots import draw_front
 
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 
 def write_report(results: Results, folder: Path) -> None:
-    """Write `pareto.png` and `report.html` into a results folder, each atomically.
+    """Write `pareto.png`, `report.html` and, if a stage was trained, `curves.png` into a results folder, atomically.
 
     Raises:
         StoreError: a file cannot be written.
     """
     with _replacing(folder / "pareto.png") as path:
         draw_front(results.trials, results.exact, path)
+    curves = results.comparisons.get("curves")
+    if curves is not None and len(curves):
+        with _replacing(folder / "curves.png") as path:
+            draw_curves(curves, path)
     with _replacing(folder / "report.html") as path:
         write_html(results, path)
 

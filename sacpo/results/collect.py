@@ -12,6 +12,7 @@ from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import StepRecord
 from sacpo.results.comparisons import compare
+from sacpo.results.curves import curves_table
 from sacpo.results.exact import exact_frontier
 from sacpo.results.judges_table import judge_name, judge_revision, judges_table
 from sacpo.results.load import Results
@@ -73,7 +74,8 @@ def complete(plan: Plan, store: Store, facts: SweepFacts) -> Results:
     outputs = _outputs(plan, store, facts, None, None)
     results = _collect(outputs, facts)
     comparisons = compare(plan, results.trials, results.responses, results.verdicts)
-    return replace(results, comparisons=comparisons | {"judges": judges_table(plan, outputs)})
+    further = {"judges": judges_table(plan, outputs), "curves": curves_table(outputs)}
+    return replace(results, comparisons=comparisons | further)
 
 
 def _outputs(

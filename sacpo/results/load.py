@@ -25,6 +25,7 @@ OPTIONAL_TABLES = (
     "panel",
     "agreement",
     "ranking",
+    "curves",
 )
 """Tables that are written when a sweep has ended, if they have rows."""
 
@@ -40,7 +41,7 @@ class Results:
         responses: One row for each answer.
         verdicts: One row for each judge call.
         exact: The synthetic world's exact frontier, one row for each beta and lambda; None for other spaces.
-        comparisons: The tables over all trials together, by name; empty while the sweep runs.
+        comparisons: The tables over all trials together and the training curves, by name; empty while the sweep runs.
     """
 
     sweep: SweepFacts

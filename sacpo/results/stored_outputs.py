@@ -43,6 +43,11 @@ class StoredOutputs:
         folder = self._output(step_id)
         return pd.DataFrame() if folder is None else pd.read_parquet(folder / name)
 
+    def file(self, step_id: str, name: str) -> bytes | None:
+        """One small file of the step's output; None if there is no undamaged one. Other files are not fetched."""
+        record = self.record(step_id)
+        return None if record is None else self.store.output_file(record, name)
+
     def probabilities(self, step_id: str) -> Array | None:
         """The exact probabilities that a `probabilities` step wrote, of shape (prompts, answers)."""
         folder = self._output(step_id)

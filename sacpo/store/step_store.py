@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import StoreError
-from sacpo.hashing import file_digest
+from sacpo.hashing import digest, file_digest
 from sacpo.planning.kinds import read_record
 from sacpo.planning.plan import Step
 from sacpo.planning.records import Failure, StepRecord
@@ -109,6 +109,11 @@ class Store:
                 self.retract(step_id, problem)
                 raise CorruptOutput(step_id, problem)
         raise CorruptOutput(step_id, "it has no record")
+
+    def output_file(self, record: StepRecord, name: str) -> bytes | None:
+        """One small file of a done step's output; None if it is missing or does not match its digest."""
+        content = self.files.read(f"steps/{record.step_id}/{record.output}/{name}")
+        return content if content is not None and digest(content) == record.files.get(name) else None
 
     def _problem(self, key: str, digests: dict[str, str]) -> str | None:
         if self.cache is not None:

@@ -1,0 +1,43 @@
+"""The training curves of a sweep: the table, and its picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sacpo import report
+from sacpo.results import load
+from sacpo.results.curves import CURVES
+from tests.commands import call
+
+
+def test_every_stage_has_a_row_for_each_update_and_ends_where_its_metrics_say(in_process_results: Path) -> None:
+    results = load(in_process_results)
+    curves = results.comparisons["curves"].set_index("step_id")
+    trained = results.steps.query("kind == 'train' and status == 'done'")
+    assert set(curves.index) == set(trained["step_id"])
+    for step in trained.to_dict("records"):
+        metrics, curve = json.loads(step["metrics"]), curves.loc[step["step_id"]]
+        assert list(curve["update"]) == list(range(1, metrics["updates"] + 1))
+        assert curve["loss"].iloc[0] == metrics["first_loss"]
+        last = curve.tail(max(1, len(curve) // 20))
+        for column in ("margin", "chosen_logp_change", "reward_accuracy"):
+            expected = np.nan if metrics[column] is None else metrics[column]
+            np.testing.assert_allclose(last[column].mean(), expected, rtol=1e-9)
+        assert (curve["grad_norm"] > 0).all()
+        assert (curve["learning_rate"] >= 0).all()
+    assert curves[list(CURVES)].dtypes.eq("float64").all()
+
+
+def test_a_damaged_log_is_no_curve_and_the_report_draws_the_others(copied: Path) -> None:
+    before = load(copied).comparisons["curves"]
+    damaged = before["step_id"].iloc[0]
+    history = next(copied.glob(f"store/steps/{damaged}/output-*/history.json"))
+    history.write_text(history.read_text().replace("loss", "lost"))
+    (copied / "curves.png").unlink()
+    assert call(report.main, str(copied)).returncode == 0
+    after = load(copied).comparisons["curves"]
+    assert set(before["step_id"]) - set(after["step_id"]) == {damaged}
+    assert (copied / "curves.png").stat().st_size > 10_000
