@@ -33,7 +33,7 @@ def curves_table(outputs: StoredOutputs) -> pd.DataFrame:
     """The curves of all training steps that are done.
 
     Returns:
-        One row for each update of each step: `step_id`, `label`, `update` (from 1) and `CURVES`, NaN where a method logs
+        One row for each update of each step: `step_id`, `label`, `update` (from 1) and `CURVES`, NaN if a method logs
         no such value. Empty if no training is done.
     """
     tables = []

@@ -118,11 +118,11 @@ class Store:
     def _problem(self, key: str, digests: dict[str, str]) -> str | None:
         if self.cache is not None:
             return self.cache.fetch(key, digests)
-        for name, digest in digests.items():
+        for name, expected in digests.items():
             path = self._local(key) / name
             if not path.is_file():
                 return f"{name} is missing"
-            if _digest(path, *size_and_mtime(path)) != digest:
+            if _digest(path, *size_and_mtime(path)) != expected:
                 return f"{name} does not match its digest"
         return None
 
