@@ -13,6 +13,7 @@ import pandas as pd
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import GenerateMetrics, TrainMetrics
+from sacpo.results.constraint_columns import constraint_columns
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.exact import exact_columns
 from sacpo.results.stored_outputs import StoredOutputs
@@ -53,6 +54,7 @@ def trial_row(trial: Trial, outputs: StoredOutputs, evaluations: Evaluations) ->
         "status": status,
         "error": error,
         **{name: value for columns in criteria.values() for name, value in columns.items()},
+        **_constraints(trial, plan, status, evaluations),
         "mean_response_tokens": float(tokens.mean()) if len(tokens) else NAN,
         **warning_columns(trial, outputs, evaluations.responses),
         "kl_to_sft": _estimated_kl(trial, outputs),
@@ -85,6 +87,13 @@ def _criterion(trial: Trial, criterion: str, outputs: StoredOutputs, evaluations
     is_own = (verdicts["trial_id"] == trial.trial_id) & (verdicts["criterion"] == criterion)
     estimate = evaluations.estimates[criterion].get(trial.trial_id)
     return criterion_columns(criterion, verdicts[is_own], estimate) | _judge_accuracy(trial, criterion, outputs)
+
+
+def _constraints(trial: Trial, plan: Plan, status: str, evaluations: Evaluations) -> dict[str, str]:
+    """Whether the trial satisfies the space's constraints; empty texts if it is not done."""
+    verdicts = evaluations.verdicts[evaluations.verdicts["trial_id"] == trial.trial_id]
+    columns = constraint_columns(plan.space.constraint, verdicts, trial is plan.baseline)
+    return columns if status == "done" else dict.fromkeys(columns, "")
 
 
 def _judge_accuracy(trial: Trial, criterion: str, outputs: StoredOutputs) -> dict[str, float]:

@@ -130,7 +130,7 @@ def _locate(annotation: Any, data: Any, location: Setting) -> tuple[Setting, typ
         owner = candidates[0] if len(candidates) == 1 else None
         if owner is not None and str(key) in owner.model_fields:
             candidates = _models(owner.model_fields[str(key)].annotation)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and not isinstance(key, int):
             value = value.get(key)
         elif isinstance(value, list) and isinstance(key, int) and key < len(value):
             value = value[key]

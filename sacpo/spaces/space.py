@@ -27,6 +27,7 @@ from sacpo.spaces.base import (
     Strict,
     as_list,
 )
+from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
 from sacpo.spaces.sources import RowSource
@@ -356,6 +357,9 @@ class Space(Strict):
         default_factory=lambda: [0], min_length=1, description="training seeds; each gives every trial; default [0]"
     )
     evaluation: Evaluation = Field(description="how policies are evaluated")
+    constraint: Constraints = Field(
+        default_factory=list, description="what the chosen policy must satisfy: one or several; the default is none"
+    )
     resources: Resources = Field(Resources(), description="how steps are executed")
 
     @property

@@ -45,6 +45,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_judges(space, report)
     _check_overrides(space, report)
     _check_batches(space, report)
+    _check_constraints(space, report)
     return problems
 
 
@@ -213,3 +214,17 @@ def _check_batch(setting: Setting, training: Training, workers: int, report: Rep
                 f"{kl_batch} must divide batch_size ({training.batch_size}) and give each of the {workers} workers "
                 "2 or more examples",
             )
+
+
+def _check_constraints(space: Space, report: Report) -> None:
+    seen: set[str] = set()
+    for i, constraint in enumerate(space.constraint):
+        name, setting = constraint.criterion, ("constraint", i, "criterion")
+        if name not in space.evaluation.criteria:
+            known = ", ".join(space.evaluation.criteria)
+            similar = difflib.get_close_matches(name, space.evaluation.criteria, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            report(setting, f"unknown criterion {name!r}; evaluation has {known}{hint}")
+        if name in seen:
+            report(setting, f"{name} is bounded twice; keep the larger at_least")
+        seen.add(name)
