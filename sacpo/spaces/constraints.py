@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler
-from pydantic_core import CoreSchema
 
 from sacpo.spaces.base import Name, Strict, as_list
 
@@ -23,7 +22,7 @@ class Constraint(Strict):
 class _OneOrList:
     """JSON schema of a list that may also be given as its only item."""
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         array = handler(schema)
         return {"anyOf": [array["items"], array]}
 
