@@ -10,6 +10,7 @@ from sacpo import __version__
 
 COMMANDS = {
     "sweep": "run a space to its Pareto front, or continue; --status and --dry-run inform",
+    "choose": "choose the policy that satisfies the constraint, with a certificate",
     "judge": "judge the stored answers of a sweep by a further judge",
     "report": "write tables, plot and page of a results folder again, from its store",
     "export": "write a policy as a Hugging Face folder with a model card",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sacpo.errors import SacpoError
+from sacpo.spaces.constraints import add_constraint_options, parse_constraints
 from sacpo.store.results_location import ResultsLocation
 
 
@@ -16,11 +17,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
     parser.add_argument("trial", help="a trial's id or label, as in trials.csv")
     parser.add_argument("out", type=Path, help="a folder that is new or empty")
+    add_constraint_options(parser)
     arguments = parser.parse_args(argv)
     from sacpo.runs.export_run import export_policy
 
     try:
-        export_policy(ResultsLocation(arguments.results), arguments.trial, arguments.out)
+        constraints = parse_constraints(arguments.at_least, arguments.confidence)
+        export_policy(ResultsLocation(arguments.results), arguments.trial, arguments.out, constraints)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

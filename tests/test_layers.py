@@ -32,7 +32,7 @@ LAYERS = (
     ("steps", "results"),
     ("cluster", "reporting"),
     ("runs",),
-    ("sweep", "judge", "report", "export"),
+    ("sweep", "choose", "judge", "report", "export"),
     ("cli",),
 )
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}

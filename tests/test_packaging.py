@@ -101,7 +101,7 @@ def test_a_wheel_has_the_data_files_and_plans_the_quickstart_in_an_empty_folder(
 def test_the_console_script_lists_its_commands_and_refuses_others() -> None:
     answer = call(cli.main, "--help")
     assert answer.returncode == 0
-    assert all(f"  {name} " in answer.stdout for name in ("sweep", "judge", "report", "export"))
+    assert all(f"  {name} " in answer.stdout for name in ("sweep", "choose", "judge", "report", "export"))
     for argument in ("swep", ""):
         answer = call(cli.main, *([argument] if argument else []))
         assert answer.returncode == 2

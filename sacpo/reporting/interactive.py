@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HOVER_COLUMNS = {
+    "p_front": "P(on front)",
+    "p_best": "P(best that satisfies)",
     "kl_to_sft": "KL to SFT",
     "mean_response_tokens": "mean tokens",
     "expected_reward": "E[r]",

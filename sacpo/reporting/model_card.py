@@ -8,11 +8,15 @@ from typing import Any
 
 from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import Plan, Trial
+from sacpo.reporting.choice_text import RULE, certificate_lines
 from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.results.choice import Choice
 from sacpo.results.sweep_facts import SweepFacts
 
 
-def model_card(plan: Plan, trial: Trial, row: Mapping[Any, Any], facts: SweepFacts) -> str:
+def model_card(
+    plan: Plan, trial: Trial, row: Mapping[Any, Any], facts: SweepFacts, choice: Choice | None = None
+) -> str:
     """Origin of a policy, its settings, and its win rates with their judges, as Markdown.
 
     Args:
@@ -20,10 +24,12 @@ def model_card(plan: Plan, trial: Trial, row: Mapping[Any, Any], facts: SweepFac
         trial: The trial of the policy.
         row: The trial's row of the trial table.
         facts: The facts of the sweep.
+        choice: The choice whose certificate the card carries; None without a constraint.
     """
     sections = [
         _origin(plan, trial),
         _win_rates(plan, row),
+        *_certificate(trial, choice),
         *_merge(plan, trial),
         _steps(plan, trial),
         _versions(facts),
@@ -50,6 +56,14 @@ def _win_rates(plan: Plan, row: Mapping[Any, Any]) -> str:
         rate, low, high = (number_text(row[f"{criterion}{end}"]) for end in ("", "_low", "_high"))
         lines.append(f"| {criterion} | {rate} | {low} to {high} | {row[f'n_{criterion}']} | {judge} |")
     return "\n".join([*lines, "", "The numbers hold for these judges and prompts only."])
+
+
+def _certificate(trial: Trial, choice: Choice | None) -> list[str]:
+    """What the policy is certified to satisfy; nothing without a constraint, or for a policy that is no candidate."""
+    if choice is None or trial.trial_id not in set(choice.table["trial_id"]):
+        return []
+    lines = [f"- {line}" for line in certificate_lines(choice, trial.trial_id)]
+    return ["\n".join(["## Certificate", "", *lines, "", f"Rule: {RULE}."])]
 
 
 def _merge(plan: Plan, trial: Trial) -> list[str]:

@@ -43,7 +43,11 @@ def write_html(results: Results, path: Path) -> None:
         config={"displaylogo": False, "responsive": True},
         div_id="front",
     )
-    extra = [column for column in ("share_of_optimum", "support_mass") if column in results.trials]
+    extra = [
+        column
+        for column in ("p_front", "p_best", "share_of_optimum", "support_mass")
+        if column in results.trials and results.trials[column].notna().any()
+    ]
     page = environment.get_template("report.html.j2").render(
         sweep=results.sweep,
         space=json.dumps(results.sweep.space, indent=2, ensure_ascii=False),

@@ -11,16 +11,17 @@ from sacpo.execution.artifacts import RESPONSES, VERDICTS
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import StepRecord
+from sacpo.results.choice import choice_table
 from sacpo.results.comparisons import compare
 from sacpo.results.curves import curves_table
 from sacpo.results.exact import exact_frontier
+from sacpo.results.front import Resamples, candidates, own_verdicts
 from sacpo.results.judges_table import judge_name, judge_revision, judges_table
 from sacpo.results.load import Results
 from sacpo.results.step_columns import step_row
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import Counts, SweepFacts
 from sacpo.results.trial_columns import Evaluations, trial_row
-from sacpo.results.warning_columns import UNMOVED
 from sacpo.results.win_rates import estimate_columns, scored
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.pareto import on_front
@@ -74,7 +75,14 @@ def complete(plan: Plan, store: Store, facts: SweepFacts) -> Results:
     outputs = _outputs(plan, store, facts, None, None)
     results = _collect(outputs, facts)
     comparisons = compare(plan, results.trials, results.responses, results.verdicts)
-    further = {"judges": judges_table(plan, outputs), "curves": curves_table(outputs)}
+    own = own_verdicts(results.verdicts, plan.baseline.trial_id)
+    on_axes = results.trials.loc[candidates(results.trials), "trial_id"]
+    further = {
+        "judges": judges_table(plan, outputs),
+        "curves": curves_table(outputs),
+        "choice": choice_table(results.trials, own, plan.space.constraint),
+        **Resamples(on_axes, plan.baseline.trial_id, own).tables(),
+    }
     return replace(results, comparisons=comparisons | further)
 
 
@@ -93,13 +101,14 @@ def _collect(outputs: StoredOutputs, facts: SweepFacts) -> Results:
     plan = outputs.plan
     responses = pd.concat([_responses(trial, outputs) for trial in plan.trials], ignore_index=True)
     verdicts = pd.concat([_verdicts(trial, outputs) for trial in plan.trials], ignore_index=True)
-    own = verdicts[verdicts["panel"].eq("") & verdicts["baseline_id"].eq(plan.baseline.trial_id)]
+    own = own_verdicts(verdicts, plan.baseline.trial_id)
     estimates = {c: estimate_columns(scored(own[own["criterion"] == c])) for c in plan.criteria}
     evaluations = Evaluations(responses, own, estimates)
     trials = pd.DataFrame([trial_row(trial, outputs, evaluations) for trial in plan.trials])
-    is_candidate = (trials["status"] == "done") & (trials["method"] != "sentinel")
-    is_candidate &= ~(trials["identical_to_parent"] >= UNMOVED)  # its point is its parent's
+    is_candidate = candidates(trials)
     trials["on_front"] = on_front(trials[list(CRITERIA)].where(is_candidate).to_numpy(dtype=float))
+    certainty = Resamples(trials.loc[is_candidate, "trial_id"], plan.baseline.trial_id, own)
+    trials = trials.join(certainty.columns(trials, plan.space.constraint))
     steps = pd.DataFrame([step_row(step_id, outputs, facts.run_ids) for step_id in plan.steps])
     return Results(
         _counted(facts, trials, steps, outputs), trials, steps, responses, verdicts, exact_frontier(plan, outputs)

@@ -17,18 +17,20 @@ from sacpo.statistics.certificate import is_above
 SATISFIED, VIOLATED, UNDECIDED = "satisfied", "violated", "undecided"
 
 
-def worst_case_means(verdicts: pd.DataFrame, missing: float, columns: str = "trial_id") -> pd.DataFrame:
+def worst_case_means(verdicts: pd.DataFrame, missing: float, ties_lost: bool = False) -> pd.DataFrame:
     """Mean score of each prompt (rows, in the order of their ids) in each trial (columns).
 
     Args:
         verdicts: One judge's verdicts on one criterion.
         missing: Score of undecided verdicts, and of prompts without a verdict in a trial that has some: 0 or 1.
-        columns: What makes a column.
+        ties_lost: Whether ties count as lost instead of half.
     """
     full = verdicts.assign(score=missing)
     decided = scored(verdicts)
     full.loc[decided.index, "score"] = decided["score"]
-    means = full.pivot_table(index="prompt_id", columns=columns, values="score", aggfunc="mean", observed=True)
+    if ties_lost:
+        full.loc[full["outcome"] == "tie", "score"] = 0.0
+    means = full.pivot_table(index="prompt_id", columns="trial_id", values="score", aggfunc="mean", observed=True)
     return means.fillna(missing)
 
 

@@ -25,6 +25,9 @@ OPTIONAL_TABLES = (
     "panel",
     "agreement",
     "ranking",
+    "front",
+    "hypervolume",
+    "choice",
     "curves",
 )
 """Tables that are written when a sweep has ended, if they have rows."""

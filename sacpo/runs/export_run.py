@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from sacpo.errors import SacpoError, StoreError
@@ -12,19 +13,22 @@ from sacpo.planning.plan import Plan, Trial
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import load_folder
+from sacpo.runs.choose_run import certificate_of
 from sacpo.runs.report_run import missing_steps, open_store
+from sacpo.spaces.constraints import Constraint
 from sacpo.store.results_location import ResultsLocation
 
 MERGE_FILE = "mergekit.yaml"
 
 
-def export_policy(location: ResultsLocation, name: str, out: Path) -> None:
+def export_policy(location: ResultsLocation, name: str, out: Path, constraints: Sequence[Constraint] = ()) -> None:
     """Copy a trial's policy to a folder and write its model card. Each file is verified against its digest first.
 
     Args:
         location: The results folder.
         name: The trial's id or label.
         out: A folder that is new or empty.
+        constraints: What the model card certifies, if the policy qualifies; the space's constraints if there are none.
 
     Raises:
         SacpoError: there are no such results or no such trial, the trial has no policy, or `out` is not empty.
@@ -37,6 +41,7 @@ def export_policy(location: ResultsLocation, name: str, out: Path) -> None:
         raise SacpoError(f"{out} is not empty; give a new folder")
     if not trial.policy:
         raise SacpoError(f"{trial.label} is a sentinel: it has answers, but no policy to export")
+    choice = certificate_of(results, constraints)
     store = open_store(location, results.sweep)
     if missing := missing_steps(plan, store, list(trial.policy.values())):
         raise StoreError(f"the store {store.uri} lacks {', '.join(missing)}; run the sweep's own command again")
@@ -46,7 +51,7 @@ def export_policy(location: ResultsLocation, name: str, out: Path) -> None:
     if trial.q is not None:
         _write_merge(sources, trial, trial.q, out)
     row = results.trials.set_index("trial_id").loc[trial.trial_id].to_dict()
-    (out / "README.md").write_text(model_card(plan, trial, row, results.sweep), encoding="utf-8")
+    (out / "README.md").write_text(model_card(plan, trial, row, results.sweep, choice), encoding="utf-8")
 
 
 def _write_merge(parents: list[Path], trial: Trial, q: float, out: Path) -> None:

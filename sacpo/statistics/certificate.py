@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import beta
+
+from sacpo.statistics.win_rate import SEED
 
 GRID = np.arange(1, 1000) / 1000
 """The bounds that `lower_bounds` tries."""
@@ -79,3 +82,45 @@ def upper_bounds(scores: ArrayLike, confidence: float) -> NDArray[np.float64]:
     """Upper bound of each column's mean, by symmetry; as `lower_bounds`."""
     bounds: NDArray[np.float64] = 1 - lower_bounds(1 - np.asarray(scores, dtype=np.float64), confidence)
     return bounds
+
+
+def prompts_needed(
+    scores: ArrayLike, bound: float, confidence: float, power: float = 0.8, most: int = 20_000
+) -> int | None:
+    """Number of prompts with which a mean is shown to be above a bound, if scores go on as they are so far.
+
+    Samples of the number of prompts are drawn from the scores; the number is the smallest with which the test succeeds
+    in this share of 200 samples.
+
+    Args:
+        scores: Shape (prompts,), each in [0, 1].
+        bound: In (0, 1).
+        confidence: In (0, 1).
+        power: Share of the samples that must succeed, in (0, 1).
+        most: The largest number that is tried.
+
+    Returns:
+        The number, more than there are scores; None if the mean is not above the bound, or if about `most` are too few.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    if not values.size or values.mean() <= bound:
+        return None
+
+    def is_enough(n: int) -> bool:
+        samples = np.random.default_rng(SEED).choice(values, (n, 200))
+        return bool(is_above(samples, [bound], confidence).mean() >= power)
+
+    low, high = values.size, 2 * values.size
+    while not is_enough(high):
+        low, high = high, 2 * high
+        if low >= most:
+            return None
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def share_upper_bound(count: int, n: int, confidence: float) -> float:
+    """Upper bound of a probability of which `count` of n independent cases are seen (Clopper and Pearson 1934)."""
+    return 1.0 if count >= n else float(beta.ppf(confidence, count + 1, n - count))

@@ -1,0 +1,32 @@
+"""`sacpo choose RESULTS`: chooses the policy that satisfies the constraint, with a certificate of how sure this is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sacpo.errors import SacpoError
+from sacpo.spaces.constraints import add_constraint_options, parse_constraints
+from sacpo.store.results_location import ResultsLocation
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Exit status: 0 a policy is chosen, 1 none qualifies, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="sacpo choose", description=__doc__)
+    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    add_constraint_options(parser)
+    arguments = parser.parse_args(argv)
+    from sacpo.runs.choose_run import choose_policy
+
+    try:
+        constraints = parse_constraints(arguments.at_least, arguments.confidence)
+        text, status = choose_policy(ResultsLocation(arguments.results), arguments.results, constraints)
+    except SacpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
