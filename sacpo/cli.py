@@ -14,6 +14,7 @@ COMMANDS = {
     "judge": "judge the stored answers of a sweep by a further judge",
     "report": "write tables, plot and page of a results folder again, from its store",
     "export": "write a policy as a Hugging Face folder with a model card",
+    "store": "show what a store holds, remove what no sweep needs, verify digests",
 }
 """Name of each command, which is also the name of its module, and its purpose."""
 
@@ -33,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         problem = f"unknown command {arguments[0]!r}{hint}" if arguments else "a command is required"
         print(f"error: {problem}\n\n{_usage()}", file=sys.stderr)
         return 2
-    status: int = importlib.import_module(f"sacpo.{arguments[0]}").main(arguments[1:])
+    module = "store.__main__" if arguments[0] == "store" else arguments[0]
+    status: int = importlib.import_module(f"sacpo.{module}").main(arguments[1:])
     return status
 
 

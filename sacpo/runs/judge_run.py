@@ -35,6 +35,7 @@ from sacpo.spaces.evaluation import JudgeSettings
 from sacpo.spaces.loading import parse_space
 from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import Store
+from sacpo.store.sweep_registry import Registration
 
 _SHOWN = 5  # missing steps that a message names
 
@@ -82,7 +83,8 @@ def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[
     trials = load_folder(folder).trials
     done_trials = set(trials.loc[trials["status"] == "done", "trial_id"])
     _retract_undecided(plan, store, judge)
-    problems = _carry_out(plan, store, run.run, judge, checks, done_trials)
+    with Registration(plan, store, location, run.run, command, run.started_at):
+        problems = _carry_out(plan, store, run.run, judge, checks, done_trials)
     if problems:
         for problem in problems:
             print(f"FAILED {problem}")

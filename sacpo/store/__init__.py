@@ -2,7 +2,8 @@
 
 `step_store` and `claim` are the store of steps, `sweep_registry` lists sweeps, `results_location` finds results
 folders, `backends` reads and writes files on a path or in a bucket, `s3_errors` classifies a bucket's errors,
-`local_cache` holds a bucket's outputs on this machine, and `heartbeat` tells whether a holder is alive.
+`local_cache` holds a bucket's outputs on this machine, `heartbeat` tells whether a holder is alive, and `maintenance`
+measures, verifies and cleans a store, for the command `sacpo store` (`__main__`).
 The package may import `planning` and everything below it, but neither ray nor torch; only `backends` and `s3_errors`
 import s3fs and botocore, inside functions.
 """

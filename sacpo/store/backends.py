@@ -8,6 +8,7 @@ exactly one of them succeeds.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
@@ -15,10 +16,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs
 
 from sacpo.errors import StoreError
+from sacpo.hashing import file_digest
 from sacpo.store.s3_errors import is_transient, reason_and_way_out
 
 PATIENCE_S = 180.0
@@ -28,6 +30,13 @@ FIRST_CONTACT_PATIENCE_S = 5.0
 _OPTIONS = ("endpoint_override", "region", "scheme")  # options of an s3:// URI; pyarrow uses the same names
 
 T = TypeVar("T")
+
+
+class StoredFile(NamedTuple):
+    """Size of a file in bytes, and the time of its last change in seconds since the epoch."""
+
+    size: int
+    modified: float
 
 
 class LocalBackend:
@@ -91,6 +100,23 @@ class LocalBackend:
             return sorted(name for name in os.listdir(self.root / folder) if not name.startswith("."))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def files_below(self, folder: str = "") -> dict[str, StoredFile]:
+        """All files below a folder, by key. Temporary files are left out."""
+        files = {}
+        for parent, _, names in os.walk(self.root / folder):
+            for name in names:
+                path = Path(parent, name)
+                with contextlib.suppress(FileNotFoundError):  # removed a moment ago
+                    status = path.stat()
+                    if not name.startswith("."):
+                        files[str(path.relative_to(self.root))] = StoredFile(status.st_size, status.st_mtime)
+        return files
+
+    def digest(self, key: str) -> str | None:
+        """SHA-256 (hex) of a file; None if it does not exist."""
+        path = self.root / key
+        return file_digest(path) if path.is_file() else None
 
     def age(self, key: str) -> float | None:
         """Seconds since a file was last written, by this host's clock; None if it does not exist."""
@@ -255,6 +281,27 @@ class S3Backend:
         except FileNotFoundError:
             return []
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths})
+
+    def files_below(self, folder: str = "") -> dict[str, StoredFile]:
+        """All objects below a prefix, by key."""
+        objects = self._retry(lambda: self._s3fs.find(self.path(folder), detail=True))
+        prefix = len(self.base) + 1
+        return {
+            path[prefix:]: StoredFile(entry["size"], entry["LastModified"].timestamp())
+            for path, entry in objects.items()
+        }
+
+    def digest(self, key: str) -> str | None:
+        """SHA-256 (hex) of an object, which is read from the service; None if it does not exist."""
+
+        def read() -> str:
+            with self._s3fs.open(self.path(key), "rb") as source:
+                return hashlib.file_digest(source, "sha256").hexdigest()
+
+        try:
+            return self._retry(read)
+        except FileNotFoundError:
+            return None
 
     def age(self, key: str) -> float | None:
         """Seconds since an object was last written; None if it does not exist.

@@ -74,8 +74,7 @@ class Claim:
         """
         attempts = store.files.list_names(f"steps/{step.id}/attempts")
         number = latest_attempt(attempts)
-        ended = {f"{number:04d}.{suffix}" for suffix in ("done", "failed", "released")} & set(attempts)
-        if number and not ended and not is_stale(store, step.id, number):
+        if _is_held(store, step.id, attempts):
             return None
         if read_failure(store, step.id, attempts, run) is not None:
             return None
@@ -163,6 +162,17 @@ def read_failure(store: ClaimStore, step_id: str, names: list[str], run: str | N
     content = _parsed(store.files.read(f"steps/{step_id}/attempts/{name}")) if name in names else None
     failure = None if content is None else Failure.model_validate(content)
     return failure if failure is not None and run in (None, failure.run) else None
+
+
+def is_held(store: ClaimStore, step_id: str) -> bool:
+    """Whether a live process holds the latest attempt at a step."""
+    return _is_held(store, step_id, store.files.list_names(f"steps/{step_id}/attempts"))
+
+
+def _is_held(store: ClaimStore, step_id: str, attempts: list[str]) -> bool:
+    number = latest_attempt(attempts)
+    ended = {f"{number:04d}.{suffix}" for suffix in ("done", "failed", "released")} & set(attempts)
+    return number > 0 and not ended and not is_stale(store, step_id, number)
 
 
 def is_stale(store: ClaimStore, step_id: str, number: int) -> bool:

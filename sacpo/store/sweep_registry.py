@@ -13,9 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sacpo.errors import StoreError
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import Stored
-from sacpo.store.heartbeat import LEASE_S, Heartbeat
+from sacpo.store import heartbeat
+from sacpo.store.backends import LocalBackend, S3Backend
 from sacpo.store.results_location import ResultsLocation, enclosing_uri, path_inside
 from sacpo.store.step_store import Store
 
@@ -51,6 +53,33 @@ class _PlannedSteps(Stored):
     steps: dict[str, Any]
 
 
+COLLECTION_MARKER = "collection"
+"""Key of the file that a garbage collection (`sacpo.store.maintenance`) keeps while it runs, as a heartbeat."""
+
+
+@dataclass(frozen=True)
+class RegisteredRun:
+    """A run of a sweep in the registry.
+
+    Attributes:
+        run: Id of the run.
+        entry: Its entry.
+        results: URI of its results folder, where it is now.
+        state: `running`; `silent` (no heartbeat: the process was killed or its machine failed); `stopped`; or `ended`.
+        steps: Ids of the steps of its plan.
+        trials: Number of trials of its plan.
+        last_beat_age: Seconds since its last heartbeat; None if there is none.
+    """
+
+    run: str
+    entry: SweepEntry
+    results: str
+    state: str
+    steps: tuple[str, ...]
+    trials: int
+    last_beat_age: float | None
+
+
 class Registration:
     """Registers a run of a sweep in its store; a context manager that keeps a heartbeat meanwhile.
 
@@ -77,12 +106,20 @@ class Registration:
             host=os.uname().nodename,
             pid=os.getpid(),
         )
-        self._heartbeat = Heartbeat(self._beat)
+        self._heartbeat = heartbeat.Heartbeat(self._beat)
 
     def __enter__(self) -> Registration:
-        self._beat()
+        """Register the run.
+
+        Raises:
+            StoreError: a garbage collection of the store is running.
+        """
         self.files.write(f"{self.key}.plan.json", self.plan.to_json().encode())
         self.files.write(f"{self.key}.json", self.entry.model_dump_json(indent=1).encode())
+        self._beat()
+        if is_collecting(self.files):  # looked up after the entry is written, see `sacpo.store.maintenance`
+            self.files.write(f"{self.key}.ended", b"stopped")
+            raise StoreError(f"{self.files.uri}: `sacpo store gc` is at work; run the same command again when it ends")
         self._heartbeat.start()
         return self
 
@@ -120,30 +157,47 @@ class SweepStatus:
 
 def sweeps(store: Store) -> list[SweepStatus]:
     """The runs that are registered in a store, the latest first. Damaged entries are left out."""
-    names = [name for name in store.files.list_names(_FOLDER) if name.endswith(".json")]
-    runs = [name.removesuffix(".json") for name in names if not name.endswith(".plan.json")]
-    statuses = [status for run in runs if (status := _status(store, run)) is not None]
-    return sorted(statuses, key=lambda status: -status.started_at)
+    runs, _ = registered_runs(store)
+    return [_status(store, run) for run in runs]
 
 
-def _status(store: Store, run: str) -> SweepStatus | None:
-    try:
-        entry = SweepEntry.model_validate_json(store.files.read(f"{_FOLDER}/{run}.json") or b"")
-        plan = _PlannedSteps.model_validate_json(store.files.read(f"{_FOLDER}/{run}.plan.json") or b"")
-    except ValidationError:
-        return None
-    done = len(store.records(plan.steps))
-    state = _state(store, run)
+def _status(store: Store, run: RegisteredRun) -> SweepStatus:
+    done, state = len(store.records(run.steps)), run.state
     if state == "ended":
-        state = "done" if done == len(plan.steps) else "failed"
-    inside = entry.store_in_results
-    results = entry.results if inside is None else enclosing_uri(store.files, inside)
-    return SweepStatus(entry.name, state, done, len(plan.steps), len(plan.trials), entry.started_at, results)
+        state = "done" if done == len(run.steps) else "failed"
+    return SweepStatus(run.entry.name, state, done, len(run.steps), run.trials, run.entry.started_at, run.results)
 
 
-def _state(store: Store, run: str) -> str:
-    ended = store.files.read(f"{_FOLDER}/{run}.ended")
-    if ended is not None:
-        return ended.decode()
-    age = store.files.age(f"{_FOLDER}/{run}.beat")
-    return "running" if age is not None and age < LEASE_S else "silent"
+def registered_runs(store: Store) -> tuple[list[RegisteredRun], list[str]]:
+    """The runs that are registered in a store, the latest first, and the ids of those whose entry is damaged."""
+    names = store.files.list_names(_FOLDER)
+    runs, damaged = [], []
+    for run in [name.removesuffix(".beat") for name in names if name.endswith(".beat")]:
+        try:
+            entry = SweepEntry.model_validate_json(store.files.read(f"{_FOLDER}/{run}.json") or b"")
+            plan = _PlannedSteps.model_validate_json(store.files.read(f"{_FOLDER}/{run}.plan.json") or b"")
+        except ValidationError:
+            damaged.append(run)
+            continue
+        inside = entry.store_in_results
+        results = entry.results if inside is None else enclosing_uri(store.files, inside)
+        ended = store.files.read(f"{_FOLDER}/{run}.ended")
+        age = store.files.age(f"{_FOLDER}/{run}.beat")
+        state = ("running" if _is_recent(age) else "silent") if ended is None else ended.decode()
+        runs.append(RegisteredRun(run, entry, results, state, tuple(plan.steps), len(plan.trials), age))
+    return sorted(runs, key=lambda run: -run.entry.started_at), damaged
+
+
+def remove_run(store: Store, run: str) -> None:
+    """Remove a run from the registry."""
+    for suffix in ("json", "plan.json", "ended", "beat"):
+        store.files.remove(f"{_FOLDER}/{run}.{suffix}")
+
+
+def is_collecting(files: LocalBackend | S3Backend) -> bool:
+    """Whether a garbage collection of the store is running."""
+    return _is_recent(files.age(COLLECTION_MARKER))
+
+
+def _is_recent(age: float | None) -> bool:
+    return age is not None and age < heartbeat.LEASE_S
