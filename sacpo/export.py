@@ -18,12 +18,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("trial", help="a trial's id or label, as in trials.csv")
     parser.add_argument("out", type=Path, help="a folder that is new or empty")
     add_constraint_options(parser)
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="write a policy that was trained with LoRA as an adapter for peft, not merged into its base's weights",
+    )
     arguments = parser.parse_args(argv)
     from sacpo.runs.export_run import export_policy
 
     try:
         constraints = parse_constraints(arguments.at_least, arguments.confidence)
-        export_policy(ResultsLocation(arguments.results), arguments.trial, arguments.out, constraints)
+        location = ResultsLocation(arguments.results)
+        export_policy(location, arguments.trial, arguments.out, constraints, as_adapter=arguments.adapter)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The private hooks of `sacpo.compat` for TRL and DeepSpeed: each still exists in the library and is called."""
+"""The private hooks of `sacpo.compat` for TRL, transformers and DeepSpeed: each exists in the library and is called."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.utils import cpp_extension
 
 from sacpo.compat import deepspeed as compat_deepspeed
 from sacpo.compat import trl as compat_trl
+from sacpo.compat.transformers import attention_of
 from sacpo.errors import StepError
 from sacpo.steps.throughput import ThroughputCounter
 from sacpo.steps.trainers import TRAINERS
@@ -199,3 +200,8 @@ def test_a_lock_file_that_no_process_holds_is_deleted_before_the_build(operator_
     operator_build.side_effect = lambda: pytest.fail("the lock file is still there") if lock.exists() else None
     compat_deepspeed.load_operator()
     assert operator_build.call_count == 2
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_a_models_implementation_of_attention_can_be_read_back(model: Path, name: str) -> None:
+    assert attention_of(transformers.AutoModelForCausalLM.from_pretrained(model, attn_implementation=name)) == name

@@ -73,6 +73,7 @@ OWNERS = {
     "scipy": ("statistics/",),
     "psutil": ("compat/",),
     "tokenizers": ("steps/",),
+    "peft": ("steps/adapters.py",),
 }
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}  # of libraries with another name than their distribution
 

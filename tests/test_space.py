@@ -76,6 +76,13 @@ def test_every_problem_is_reported_at_once_with_line_and_nearest_key(text: str, 
         ("merges.0.chain=dpo:helpfulness", "give two or more"),
         ("training.overrides={'dpo:harmless': {epochs: 2}}", "unknown objective 'harmless'"),
         ("training.overrides={'dpo:harmlessness': {epoch: 2}}", "did you mean epochs?"),
+        ("training.dpo.lora={rank: 0}", "training.dpo.lora.rank: got 0"),
+        ("training.dpo.lora={target: [q_proj]}", "did you mean targets?"),
+        ("training.dpo.lora={targets: [q_proj, lm_head]}", "lm_head cannot have an adapter"),
+        ("training.dpo.lora={targets: q_proj}", "must be all-linear or a list of module names"),
+        ("training.sft.lora={}", "dpo:helpfulness trains all weights, but the stage before it trains adapters (lora)"),
+        ("training.overrides={'dpo:helpfulness': {lora: {}}}", "dpo:harmlessness trains all weights"),
+        ("model.quantization=nf4", "model.quantization: unknown setting"),
         ("nonsense", "must be key=value"),
     ],
 )  # fmt: skip
@@ -292,3 +299,31 @@ def test_the_schema_for_editors_is_current_and_fits_the_spaces() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, json.loads(stored))
     assert all(yaml.safe_load(path.read_text()) for path in SPACES)
+
+
+def test_settings_of_loading_that_cannot_work_are_conflicts(tmp_path: Path) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
+    (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": "d"}]))
+    data = quickstart()
+    data["model"] = {
+        "kind": "pretrained",
+        "path": ".",
+        "quantization": "nf4",
+        "attn_implementation": "flash_attention_2",
+    }
+    rows = {"kind": "files", "path": source.name, "format": "pairs"}
+    data["data"] = {"preferences": {"helpfulness": rows, "harmlessness": rows}}
+    data["training"].pop("sft")
+    for criterion in ("helpfulness", "harmlessness"):
+        prompts = {"kind": "file", "path": "prompts.json"}
+        judge = {"kind": "reward_model", "path": ".", "higher_is": "better"}
+        data["evaluation"][criterion] = {"prompts": prompts, "judge": judge}
+    text = yaml.safe_dump(data)
+    report = "\n".join(problems(text, tmp_path))
+    assert "training.dpo trains all weights, and 4-bit weights are frozen; give training.dpo.lora" in report
+    assert "model.quantization: is nf4, but resources.sharding is zero3" in report
+    assert "model.attn_implementation: flash_attention_2 needs a GPU" in report
+    fixed = ["training.dpo.lora={}", "resources.sharding=ddp", "model.attn_implementation=sdpa"]
+    loading = load_space(tmp_path / "space.yaml", fixed).model.loading
+    assert (loading.quantization, loading.attn_implementation) == ("nf4", "sdpa")

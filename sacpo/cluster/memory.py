@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sacpo.errors import SacpoError, first_line
-from sacpo.planning.payloads import AnyTrainPayload
+from sacpo.planning.payloads import AnyTrainPayload, lora_of
 from sacpo.planning.plan import Plan, Step
 from sacpo.spaces.methods import METHODS
+from sacpo.spaces.model_loading import ALL_LINEAR, LoRA
 from sacpo.spaces.space import PretrainedModel, SyntheticModel
 from sacpo.steps.batch import Batch
 from sacpo.synthetic.world import SENTENCES
@@ -34,12 +35,23 @@ class ModelSize:
         layers: Number of transformer blocks.
         width: Width of the residual stream.
         vocabulary: Number of tokens that logits are computed for.
+        linear: (module name, inputs, outputs) of every linear module that an adapter can have.
     """
 
     parameters: int
     layers: int
     width: int
     vocabulary: int
+    linear: tuple[tuple[str, int, int], ...] = ()
+
+    def adapter_parameters(self, settings: LoRA) -> int:
+        """Parameters of the adapters that LoRA trains."""
+        chosen = [
+            (inputs, outputs)
+            for name, inputs, outputs in self.linear
+            if settings.targets == ALL_LINEAR or any(f".{name}".endswith(f".{target}") for target in settings.targets)
+        ]
+        return settings.rank * sum(inputs + outputs for inputs, outputs in chosen)
 
 
 def model_size(model: SyntheticModel | PretrainedModel) -> ModelSize | None:
@@ -54,7 +66,15 @@ def model_size(model: SyntheticModel | PretrainedModel) -> ModelSize | None:
     if isinstance(model, SyntheticModel):
         width, vocabulary = model.hidden_size, len(SENTENCES) + _SPECIAL_TOKENS
         block = 4 * width**2 + 3 * width * 2 * width + 2 * width  # attention, gated MLP of twice the width, norms
-        return ModelSize(2 * vocabulary * width + model.layers * block + width, model.layers, width, vocabulary)
+        parameters = 2 * vocabulary * width + model.layers * block + width
+        shapes = dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"), (1, 1))
+        shapes |= {"mlp.gate_proj": (1, 2), "mlp.up_proj": (1, 2), "mlp.down_proj": (2, 1)}
+        linear = tuple(
+            (f"model.layers.{i}.{name}", inputs * width, outputs * width)
+            for i in range(model.layers)
+            for name, (inputs, outputs) in shapes.items()
+        )
+        return ModelSize(parameters, model.layers, width, vocabulary, linear)
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,9 +82,17 @@ def model_size(model: SyntheticModel | PretrainedModel) -> ModelSize | None:
     try:
         config = AutoConfig.from_pretrained(model.path, revision=model.revision or "main", **extra)
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+            network = AutoModelForCausalLM.from_config(config)
+        parameters = sum(p.numel() for p in network.parameters())
+        linear = tuple(
+            (name, *reversed(module.weight.shape))
+            for name, module in network.named_modules()
+            if getattr(module, "weight", None) is not None
+            and module.weight.ndim == 2
+            and module not in (network.get_input_embeddings(), network.get_output_embeddings())
+        )
         text = config.get_text_config()
-        return ModelSize(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size)
+        return ModelSize(parameters, text.num_hidden_layers, text.hidden_size, text.vocab_size, linear)
     except Exception as error:
         if not Path(model.path).exists():
             return None
@@ -88,13 +116,34 @@ def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Pla
 
     ZeRO (Rajbhandari et al. 2020, section 3.1): 16 bytes per parameter for AdamW with float32 states, divided among all
     workers. Plain data parallelism keeps everything on every worker, with states in the model's own number format.
+    LoRA has gradients and states of the adapters alone, and needs no second model for a live reference.
     """
     resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
-    zero3 = resources.sharding == "zero3"
-    total = size.parameters * (16 if zero3 else 4 * bytes_per_number)
-    if resources.reference == "live" and "reference" in step.parents:
-        total += size.parameters * bytes_per_number
+    zero3, adapters = resources.sharding == "zero3", lora_of(payload)
+    bytes_per_trained = 16 if zero3 else 4 * bytes_per_number
+    if adapters is not None:
+        total = base_bytes(payload, size) + size.adapter_parameters(adapters) * bytes_per_trained
+    else:
+        total = size.parameters * bytes_per_trained
+        if resources.reference == "live" and "reference" in step.parents:
+            total += size.parameters * bytes_per_number
     return total / (resources.workers if zero3 else 1)
+
+
+def base_bytes(payload: AnyTrainPayload, size: ModelSize) -> float:
+    """Bytes of the frozen weights below adapters; linear modules may have 4-bit numbers and their scales (QLoRA: 4.127
+    bits a number with double quantisation)."""
+    bytes_per_number = _BYTES[payload.dtype]
+    if payload.loading.quantization is None:
+        return size.parameters * bytes_per_number
+    linear = sum(inputs * outputs for _, inputs, outputs in size.linear)
+    return linear * 4.127 / 8 + (size.parameters - linear) * bytes_per_number
+
+
+def stored_bytes(payload: AnyTrainPayload, size: ModelSize) -> float:
+    """Bytes of the weights that a training step stores: all of them, or adapters in float32."""
+    adapters = lora_of(payload)
+    return size.parameters * _BYTES[payload.dtype] if adapters is None else size.adapter_parameters(adapters) * 4
 
 
 def activation_bytes(payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
@@ -153,11 +202,11 @@ def check_fits(
             "resources.per_device_batch, data.max_length and gradient_checkpointing reduce it"
         )
     if folder is not None:
-        needed = len(remaining) * size.parameters * _BYTES[plan.space.model.dtype]
+        needed = sum(stored_bytes(payload, size) for _, payload in remaining.values())
         free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
         if needed > free:
             raise SacpoError(
-                f"{len(remaining)} trained models of {needed / len(remaining) / _GB:.1f} GB do not fit into the "
+                f"{len(remaining)} trained models of {needed / len(remaining) / _GB:.2g} GB do not fit into the "
                 f"{free / _GB:.1f} GB that are free below {folder}; give another location with --store"
             )
     return notes

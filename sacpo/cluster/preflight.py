@@ -19,6 +19,7 @@ from sacpo.errors import ClusterError, StoreError
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Resources
 from sacpo.store import backends
 from sacpo.store.step_store import Store
@@ -71,6 +72,7 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
                 versions,
                 # Driver-side steps, which call the endpoints, run on the head.
                 _endpoints(plan, done) if HEAD_RESOURCE in node["Resources"] else [],
+                plan.space.model.loading if _can_train(node, plan.space.resources) else Loading(),
             )
             for node in nodes
         ]
@@ -109,6 +111,12 @@ def _endpoints(plan: Plan, done: Collection[str]) -> list[tuple[str | None, str 
     return list(endpoints)
 
 
+def _can_train(node: dict[str, Any], resources: Resources) -> bool:
+    """Whether a node has the CPUs and the GPU of a worker."""
+    has, needed = node["Resources"], {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    return all(has.get(name, 0) >= number for name, number in needed.items())
+
+
 def cpu_memory(nodes: Sequence[dict[str, Any]], resources: Resources) -> float | None:
     """Bytes that one worker of a group can have, on the node that gives most, if the other nodes take what they can.
 
@@ -136,7 +144,12 @@ def _report(reference: Any) -> NodeReport:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _examine_node(
-    store: Store, key: str, token: bytes, versions: dict[str, str], endpoints: list[tuple[str | None, str | None]]
+    store: Store,
+    key: str,
+    token: bytes,
+    versions: dict[str, str],
+    endpoints: list[tuple[str | None, str | None]],
+    loading: Loading,
 ) -> NodeReport:
     report = NodeReport()
     for name, expected in versions.items():
@@ -159,6 +172,10 @@ def _examine_node(
         endpoint_problem = problem(base_url, api_key_env)
         if endpoint_problem is not None:
             report.problems.append(endpoint_problem)
+    if loading != Loading():
+        from sacpo.steps.model_loading import missing_support  # imports torch
+
+        report.problems += missing_support(loading)
     report.accelerator_bytes = _largest_accelerator()
     return report
 

@@ -88,6 +88,7 @@ class EvaluationSteps:
             q=q,
             refusal=refusal,
             keep_longest_of=keep_longest_of,
+            loading=self.space.model.loading,
         )
         return self.graph.add("generate", f"generate {criterion} {label}", payload, parents)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sacpo.data.prompts import Prompt
 from sacpo.data.sources import matching_files
 from sacpo.hashing import canonical, content_id, file_digest
 from sacpo.planning.kinds import KINDS
-from sacpo.planning.payloads import Content, FileContent, HubContent, Payload, hashed
+from sacpo.planning.payloads import Content, FileContent, HubContent, Payload, hashed, lora_of
 from sacpo.planning.plan import Step
 
 
@@ -24,8 +24,11 @@ class Graph:
         self.contents: dict[tuple[str, str | None], Content] = {}
 
     def add(self, kind: str, label: str, payload: Payload, parents: dict[str, str] | None = None) -> str:
-        """Add a step unless it is there; returns its id."""
-        parents = dict(parents or {})
+        """Add a step unless it is there; returns its id.
+
+        A parent that is an adapter is given together with its base: beside `policy` there is `policy_base`.
+        """
+        parents = with_bases(self.steps, parents or {})
         recipe = KINDS[kind].recipe
         step_id = content_id(kind, {"recipe": recipe, "payload": hashed(payload), "parents": parents})
         if step_id not in self.steps:
@@ -51,6 +54,20 @@ class Graph:
         key = f"prompts-{hashlib.sha256(texts.encode()).hexdigest()[:20]}"
         self.prompt_sets[key] = prompts
         return key
+
+
+def base_of(steps: Mapping[str, Step], step_id: str) -> str:
+    """The step whose weights a policy's adapter is added to; the policy's own step if it has all weights."""
+    while lora_of(steps[step_id].payload) is not None:
+        step_id = steps[step_id].parents["policy"]
+    return step_id
+
+
+def with_bases(steps: Mapping[str, Step], parents: Mapping[str, str]) -> dict[str, str]:
+    """The parents by role, and the base of each one that is an adapter as `ROLE_base`."""
+    bases = {role: base_of(steps, step_id) for role, step_id in parents.items()}
+    added = {f"{role}_base": base for role, base in bases.items() if base != parents[role]}
+    return {**parents, **added}
 
 
 def _source_content(path: str | list[str], revision: str | None) -> Content:

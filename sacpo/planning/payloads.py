@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sacpo.spaces.evaluation import Generation, JudgeSettings
 from sacpo.spaces.methods import ExampleShape
+from sacpo.spaces.model_loading import Loading, LoRA
 from sacpo.spaces.space import Files, Model, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, RewardTraining, SFTTraining
 
@@ -137,6 +138,7 @@ class InspectionPayload(Payload):
     max_length: int
     max_new_tokens: int
     batch_sizes: dict[str, tuple[tuple[str, int], ...]]
+    loading: Loading = Loading()
 
     @property
     def prompt_set(self) -> str | None:
@@ -149,6 +151,7 @@ class ReferencePayload(Payload):
 
     shape: ExampleShape
     max_length: int
+    loading: Loading = Loading()
 
 
 class _Stage(Payload):
@@ -157,6 +160,7 @@ class _Stage(Payload):
     seed: int
     dtype: Literal["float32", "bfloat16"]
     max_length: int
+    loading: Loading = Loading()
 
 
 class SFTPayload(_Stage):
@@ -203,11 +207,17 @@ def kl_parameter(payload: AnyTrainPayload) -> float | None:
     return payload.kl_parameter if isinstance(payload, DPOPayload | KTOPayload) else None
 
 
+def lora_of(payload: Payload) -> LoRA | None:
+    """The adapters that a step trains; None for a step that trains none or all weights."""
+    return payload.settings.lora if isinstance(payload, SFTPayload | DPOPayload | KTOPayload) else None
+
+
 class ProbabilitiesPayload(Payload):
     """`probabilities`: probability of every answer of the synthetic world under a policy (a merge if `q` is given)."""
 
     world: int
     q: float | None = None
+    loading: Loading = Loading()
 
 
 class GeneratePayload(Payload):
@@ -225,6 +235,7 @@ class GeneratePayload(Payload):
     q: float | None = None
     refusal: str | None = None
     keep_longest_of: int = 1
+    loading: Loading = Loading()
 
     @property
     def prompt_set(self) -> str | None:

@@ -78,7 +78,7 @@ class Throughput(Metrics):
     Attributes:
         training_seconds: From the first forward pass to the end.
         padding_fraction: Padding tokens / all tokens.
-        flops_per_second: 6 x parameters x tokens / seconds; attention is left out.
+        flops_per_second: (4 x parameters + 2 x trained parameters) x tokens / seconds; attention is left out.
         peak_memory_bytes: Of one accelerator, or of one process where there is none.
         peak_flops: Dense bfloat16 peak of one accelerator; None if unknown.
         mfu: `flops_per_second` / (accelerators x `peak_flops`).

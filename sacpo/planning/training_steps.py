@@ -69,7 +69,7 @@ class TrainingSteps:
 
     def probabilities(self, policy: dict[str, str], q: float | None, label: str) -> str:
         """Exact probabilities of a policy in the synthetic world; returns the step id."""
-        payload = ProbabilitiesPayload(world=WORLD_VERSION, q=q)
+        payload = ProbabilitiesPayload(world=WORLD_VERSION, q=q, loading=self.space.model.loading)
         return self.graph.add("probabilities", f"probabilities {label}", payload, policy)
 
     def inspection(self, prompts: Mapping[str, str]) -> str:
@@ -90,6 +90,7 @@ class TrainingSteps:
             max_length=self.space.data.max_length,
             max_new_tokens=self.space.evaluation.generation.max_new_tokens,
             batch_sizes={roles[data]: tuple(sizes.items()) for data, sizes in self._batch_sizes.items()},
+            loading=self.space.model.loading,
         )
         parents = {"model": self.model} | {role: data for data, role in roles.items()}
         return self.graph.add("inspection", "inspection", payload, parents)
@@ -117,6 +118,7 @@ class TrainingSteps:
             seed=settings.seed,
             dtype=self.space.model.dtype,
             max_length=self.space.data.max_length,
+            loading=self.space.model.loading,
         )
         data = self._examples(None, METHODS["sft"].example_shape)
         self._uses(data, "training.sft.batch_size", settings.batch_size)
@@ -130,7 +132,8 @@ class TrainingSteps:
         shape, max_length = METHODS[method].example_shape, self.space.data.max_length
         data = self._uses(self._examples(objective, shape), f"training.{method}.batch_size", settings.batch_size)
         parents = {"policy": policy, "data": data}
-        reference = ReferencePayload(shape=shape, max_length=max_length)
+        loading = self.space.model.loading
+        reference = ReferencePayload(shape=shape, max_length=max_length, loading=loading)
         parents["reference"] = self.graph.add("reference", f"reference for {label}", reference, parents)
         payload = STAGE_PAYLOADS[method].model_validate(
             {
@@ -141,6 +144,7 @@ class TrainingSteps:
                 "seed": seed,
                 "dtype": self.space.model.dtype,
                 "max_length": max_length,
+                "loading": loading,
             }
         )
         return self.graph.add("train", label, payload, parents)

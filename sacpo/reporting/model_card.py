@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sacpo.planning.graph import base_of
 from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import Plan, Trial
 from sacpo.reporting.choice_text import RULE, certificate_lines
@@ -15,7 +16,12 @@ from sacpo.results.sweep_facts import SweepFacts
 
 
 def model_card(
-    plan: Plan, trial: Trial, row: Mapping[Any, Any], facts: SweepFacts, choice: Choice | None = None
+    plan: Plan,
+    trial: Trial,
+    row: Mapping[Any, Any],
+    facts: SweepFacts,
+    choice: Choice | None = None,
+    as_adapter: bool = False,
 ) -> str:
     """Origin of a policy, its settings, and its win rates with their judges, as Markdown.
 
@@ -25,12 +31,14 @@ def model_card(
         row: The trial's row of the trial table.
         facts: The facts of the sweep.
         choice: The choice whose certificate the card carries; None without a constraint.
+        as_adapter: The folder has an adapter, not all weights.
     """
     sections = [
         _origin(plan, trial),
         _win_rates(plan, row),
         *_certificate(trial, choice),
-        *_merge(plan, trial),
+        *_adapter(plan, trial, as_adapter),
+        *([] if as_adapter else _merge(plan, trial)),
         _steps(plan, trial),
         _versions(facts),
     ]
@@ -64,6 +72,31 @@ def _certificate(trial: Trial, choice: Choice | None) -> list[str]:
         return []
     lines = [f"- {line}" for line in certificate_lines(choice, trial.trial_id)]
     return ["\n".join(["## Certificate", "", *lines, "", f"Rule: {RULE}."])]
+
+
+def _adapter(plan: Plan, trial: Trial, as_adapter: bool) -> list[str]:
+    """How an adapter was merged, or how to load it; nothing for a policy that was not trained with LoRA."""
+    bases = {base_of(plan.steps, step) for step in trial.policy.values()}
+    if bases == set(trial.policy.values()):
+        return []
+    loading = plan.space.model.loading
+    lines = ["## Adapter", ""]
+    if not as_adapter:
+        lines.append("Trained with LoRA; the adapter is merged: added to the base's weights in float32, rounded once.")
+        if loading.quantization is not None:
+            lines.append(
+                f"It was trained and judged on {loading.quantization} weights; here the base has its own number "
+                "format, so answers differ slightly."
+            )
+        return ["\n".join(lines)]
+    (base,) = bases
+    label = next((t.label for t in plan.trials if list(t.policy.values()) == [base]), None)
+    if label is not None:
+        lines += [f'The base is a policy of the sweep: `sacpo export RESULTS "{label}" BASE`.', ""]
+    else:
+        lines += ["The base is the pretrained model of the sweep, whose identity the first step below has.", ""]
+    load = "PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), OUT)"
+    return ["\n".join([*lines, f"Load it with peft: `{load}`."])]
 
 
 def _merge(plan: Plan, trial: Trial) -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sacpo.errors import SacpoError, StoreError
+from sacpo.planning.graph import base_of, with_bases
 from sacpo.planning.plan import Plan, Trial
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
@@ -21,17 +22,28 @@ from sacpo.store.results_location import ResultsLocation
 MERGE_FILE = "mergekit.yaml"
 
 
-def export_policy(location: ResultsLocation, name: str, out: Path, constraints: Sequence[Constraint] = ()) -> None:
+def export_policy(
+    location: ResultsLocation,
+    name: str,
+    out: Path,
+    constraints: Sequence[Constraint] = (),
+    *,
+    as_adapter: bool = False,
+) -> None:
     """Copy a trial's policy to a folder and write its model card. Each file is verified against its digest first.
+
+    A policy that was trained with LoRA is merged into its base's weights: added in float32, rounded once.
 
     Args:
         location: The results folder.
         name: The trial's id or label.
         out: A folder that is new or empty.
         constraints: What the model card certifies, if the policy qualifies; the space's constraints if there are none.
+        as_adapter: Write the adapter alone, for peft.
 
     Raises:
-        SacpoError: there are no such results or no such trial, the trial has no policy, or `out` is not empty.
+        SacpoError: there are no such results or no such trial, the trial has no policy, `out` is not empty, or the
+            policy is no adapter on one base.
         StoreError: the store lacks the policy.
     """
     folder = location.fetch()
@@ -43,28 +55,48 @@ def export_policy(location: ResultsLocation, name: str, out: Path, constraints: 
         raise SacpoError(f"{trial.label} is a sentinel: it has answers, but no policy to export")
     choice = certificate_of(results, constraints)
     store = open_store(location, results.sweep)
-    if missing := missing_steps(plan, store, list(trial.policy.values())):
+    policies = with_bases(plan.steps, trial.policy)
+    bases = {base_of(plan.steps, step) for step in trial.policy.values()}
+    has_adapter = len(policies) > len(trial.policy)
+    if as_adapter and (len(bases) > 1 or not has_adapter):
+        raise SacpoError(
+            f"{trial.label} is no adapter on one base, since not all of its stages were trained with LoRA; leave "
+            "--adapter out"
+        )
+    if missing := missing_steps(plan, store, list(policies.values())):
         raise StoreError(f"the store {store.uri} lacks {', '.join(missing)}; run the sweep's own command again")
-    sources = [store.verified_output_dir(step) for step in trial.policy.values()]
-    weights = ["*.safetensors*"] if trial.q is not None else []
-    shutil.copytree(sources[0], out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json", *weights))
-    if trial.q is not None:
-        _write_merge(sources, trial, trial.q, out)
+    folders = {role: store.verified_output_dir(step) for role, step in policies.items()}
+    computed = trial.q is not None or has_adapter
+    weights = ["*.safetensors*", "config.json", "adapter_config.json"] if computed else []
+    source = next(iter(folders.values()))
+    shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json", *weights))
+    if computed:
+        _write_weights(folders, trial.q, out, as_adapter)
+    if trial.q is not None and not as_adapter:
+        _write_mergekit(trial, trial.q, out)
     row = results.trials.set_index("trial_id").loc[trial.trial_id].to_dict()
-    (out / "README.md").write_text(model_card(plan, trial, row, results.sweep, choice), encoding="utf-8")
+    card = model_card(plan, trial, row, results.sweep, choice, as_adapter)
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_merge(parents: list[Path], trial: Trial, q: float, out: Path) -> None:
-    """Write the averaged weights, and the configuration with which mergekit makes the same average.
+def _write_weights(folders: dict[str, Path], q: float | None, out: Path, as_adapter: bool) -> None:
+    """Write the weights of an average, of an adapter merged into its base, or of an adapter alone."""
+    from sacpo.steps.policies import adapter_of, full_policy
 
-    The configuration names the parents by folders beside it; the model card says how to get them.
+    if as_adapter:
+        adapter_of(folders, q).write(out)
+    else:
+        full_policy(folders, q).save_pretrained(out)
+
+
+def _write_mergekit(trial: Trial, q: float, out: Path) -> None:
+    """Write the configuration with which mergekit makes the same average.
+
+    It names the parents by folders beside it; the model card says how to get them.
     """
-    from sacpo.steps.merge import merged
-
-    model = merged(parents[0], parents[1], q)
-    model.save_pretrained(out)
     models = [{"model": role, "parameters": {"weight": w}} for role, w in zip(trial.policy, (1 - q, q), strict=True)]
-    merge = {"merge_method": "linear", "models": models, "dtype": str(model.dtype).removeprefix("torch.")}
+    dtype = json.loads((out / "config.json").read_text())["dtype"]
+    merge = {"merge_method": "linear", "models": models, "dtype": dtype}
     (out / MERGE_FILE).write_text(json.dumps(merge, indent=1) + "\n")  # JSON is YAML
 
 

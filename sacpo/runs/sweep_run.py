@@ -28,6 +28,7 @@ from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Space
 from sacpo.spaces.validation import judges
 from sacpo.store.backends import check_writable
@@ -110,6 +111,11 @@ class SweepRun:
     def _check(self) -> None:
         if self.address in ("local", IN_PROCESS):
             check_keys(self.plan.space)
+        if self.address == IN_PROCESS and self.plan.space.model.loading != Loading():
+            from sacpo.steps.model_loading import missing_support  # imports torch
+
+            if problems := missing_support(self.plan.space.model.loading):
+                raise SacpoError("this machine cannot run this sweep:\n  " + "\n  ".join(problems))
         for option, files in (("--results", self.location.files), ("--store", self.store.files)):
             try:
                 check_writable(files)

@@ -30,8 +30,9 @@ from sacpo.spaces.base import (
 from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
+from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.sources import RowSource
-from sacpo.spaces.training import DPOTraining, KTOTraining, SFTTraining, Training
+from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
 
 _STAGE = re.compile(rf"^({'|'.join(CHAIN_METHODS)}):([a-z][a-z0-9_-]*)$")
 
@@ -93,6 +94,7 @@ class SyntheticModel(Strict):
 
     synthetic: ClassVar[bool] = True
     prompt_template: ClassVar[str] = "{prompt} "
+    loading: ClassVar[Loading] = Loading()
 
     kind: Literal["synthetic"] = Field(description="a small Llama of the synthetic world, randomly initialised")
     hidden_size: int = Field(64, ge=8, multiple_of=8, description="width of the residual stream; default 64")
@@ -108,7 +110,8 @@ class PretrainedModel(Strict):
     """A causal language model: a folder, or a hub id with the revision that pins it."""
 
     synthetic: ClassVar[bool] = False
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
+    # The steps that load a policy have `loading` in their own payloads.
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision", "attn_implementation", "quantization"})
 
     kind: Literal["pretrained"] = Field(description="a causal language model from a folder or the hub")
     path: LocalOrHubPath = Field(description="folder (relative to the space file) or hub id of the model")
@@ -131,6 +134,19 @@ class PretrainedModel(Strict):
         pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="today's date for chat templates that write it, so that every run renders the same; YYYY-MM-DD",
     )
+
+    attn_implementation: Attention | None = Field(
+        None, description="transformers' implementation of attention in training and generation; null lets it choose"
+    )
+    quantization: Quantization | None = Field(
+        None,
+        description="4-bit numbers (bitsandbytes) of the frozen weights below LoRA: nf4 or fp4; null means `dtype`",
+    )
+
+    @property
+    def loading(self) -> Loading:
+        """How every step loads the base of a policy."""
+        return Loading(attn_implementation=self.attn_implementation, quantization=self.quantization)
 
     @field_validator("chat_date")
     @classmethod
@@ -236,6 +252,7 @@ class StageOverride(Strict):
         None, description="fraction of the updates with a rising learning rate; null keeps the method's"
     )
     weight_decay: float | None = Field(None, ge=0, description="AdamW's weight decay; null keeps the method's")
+    lora: LoRA | None = Field(None, description="adapters instead of all weights; null keeps the method's")
 
 
 class Stages(Strict):
@@ -261,13 +278,19 @@ class Stages(Strict):
         """The complete settings of each overridden stage."""
         return {key: self.settings(*parse_chain(key)[0]) for key in self.overrides if _STAGE.match(key)}
 
+    def adapts(self, method: str, objective: str) -> bool:
+        """Whether a stage trains adapters (LoRA) instead of all weights."""
+        settings = self.settings(method, objective)
+        return isinstance(settings, PolicyTraining) and settings.lora is not None
+
     def settings(self, method: str, objective: str) -> Training | None:
         """Settings of one stage: the method's settings, with the stage's override applied."""
         settings = self.method(method)
         override = self.overrides.get(f"{method}:{objective}")
         if settings is None or override is None:
             return settings
-        return settings.model_copy(update=override.model_dump(exclude_none=True))
+        changes = {name: value for name, value in override if value is not None}
+        return settings.model_copy(update=changes)
 
 
 # ------------------------------------------------------------------------------------------------------------ the grid

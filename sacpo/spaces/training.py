@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sacpo.spaces.base import Fraction, Strict
+from sacpo.spaces.model_loading import LoRA
 
 
 class Training(Strict):
@@ -31,7 +32,15 @@ class Training(Strict):
     )
 
 
-class SFTTraining(Training):
+class PolicyTraining(Training):
+    """Settings that all methods which train policies share."""
+
+    lora: LoRA | None = Field(
+        None, description="train adapters on frozen weights; null, the default, trains all weights; {} has the defaults"
+    )
+
+
+class SFTTraining(PolicyTraining):
     """Settings of supervised fine-tuning on demonstrations."""
 
     not_hashed: ClassVar[frozenset[str]] = frozenset({"seed"})  # a training payload has a seed of its own
@@ -41,7 +50,7 @@ class SFTTraining(Training):
     )
 
 
-class DPOTraining(Training):
+class DPOTraining(PolicyTraining):
     """Settings of DPO stages."""
 
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = Field(
@@ -52,7 +61,7 @@ class DPOTraining(Training):
     )
 
 
-class KTOTraining(Training):
+class KTOTraining(PolicyTraining):
     """Settings of KTO stages."""
 
     loss: Literal["kto", "apo_zero_unpaired"] = Field(

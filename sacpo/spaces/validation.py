@@ -21,7 +21,7 @@ from sacpo.spaces.space import (
     SyntheticModel,
     parse_chain,
 )
-from sacpo.spaces.training import KTOTraining, Training
+from sacpo.spaces.training import KTOTraining, PolicyTraining, Training
 
 Report = Callable[[Setting, str], None]
 """Takes the path of a setting, and the problem with the way out."""
@@ -42,6 +42,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
         _check_chain(space, ("chains", i), grid, report)
     _check_merges(space, report)
     _check_model(space, report)
+    _check_loading(space, report)
     _check_judges(space, report)
     _check_overrides(space, report)
     _check_batches(space, report)
@@ -73,6 +74,17 @@ def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | Pare
             report((*setting, "chain"), f"unknown objective {objective!r}; data.preferences has {known}")
         if space.training.method(method) is None:
             report((*setting, "chain"), f"has a {method} stage, but training.{method} is absent; give its settings")
+    adapts = [space.training.adapts(*stage) for stage in stages]
+    full_after_adapter = next((i for i in range(1, len(stages)) if adapts[i - 1] and not adapts[i]), None)
+    if not adapts[0] and space.training.sft is not None and space.training.sft.lora is not None:
+        full_after_adapter = 0
+    if full_after_adapter is not None:
+        method, objective = stages[full_after_adapter]
+        report(
+            (*setting, "chain"),
+            f"{method}:{objective} trains all weights, but the stage before it trains adapters (lora); give "
+            f"training.{method}.lora too, or no lora for the stage before it",
+        )
     given = len(grid.beta_over_lambda or [])
     if given != len(stages) - 1:
         report(
@@ -126,6 +138,31 @@ def _check_model(space: Space, report: Report) -> None:
             )
     if (space.training.sft is None) != (space.data.demonstrations is None):
         report(("data", "demonstrations"), "training.sft and data.demonstrations go together; give both or neither")
+
+
+def _check_loading(space: Space, report: Report) -> None:
+    loading = space.model.loading
+    if loading.needs_accelerator and not space.resources.gpus_per_worker:
+        report(
+            ("model", "attn_implementation"),
+            f"{loading.attn_implementation} needs a GPU, but resources.gpus_per_worker is 0; set it to 1, or take sdpa",
+        )
+    if loading.quantization is None:
+        return
+    stages = {f"training.{name}": space.training.method(name) for name in METHODS if hasattr(space.training, name)}
+    full = [name for name, stage in stages.items() if isinstance(stage, PolicyTraining) and stage.lora is None]
+    if full:
+        report(
+            ("model", "quantization"),
+            f"is {loading.quantization}, but {' and '.join(full)} trains all weights, and 4-bit weights are frozen; "
+            f"give {full[0]}.lora (lora: {{}} has the defaults), or leave quantization out",
+        )
+    if space.resources.sharding == "zero3":
+        report(
+            ("model", "quantization"),
+            f"is {loading.quantization}, but resources.sharding is zero3, which cannot divide 4-bit weights among "
+            "workers; set resources.sharding: ddp",
+        )
 
 
 def _check_judges(space: Space, report: Report) -> None:

@@ -15,7 +15,9 @@ from sacpo.planning.payloads import AnyTrainPayload, kl_parameter
 from sacpo.planning.records import TrainEffective
 from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.training import KTOTraining, Training
+from sacpo.steps.adapters import effective_lora
 from sacpo.steps.batch import Batch
+from sacpo.steps.model_loading import effective_loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -61,6 +63,7 @@ COMPARED: dict[str, Callable[[BuiltStage, Any], Any]] = {
     "gradient_checkpointing": lambda stage, _: stage.trainer.args.gradient_checkpointing,
     "label_smoothing": lambda stage, _: stage.trainer.args.label_smoothing,
     "loss": lambda stage, _: _loss(stage.trainer),
+    "lora": lambda stage, requested: effective_lora(stage.trainer.model, requested),
     "kl_batch_size": lambda stage, _: stage.trainer.args.per_device_train_batch_size * stage.trainer.args.world_size,
 }
 """How each training setting is read back: (stage, requested value) to the effective value."""
@@ -112,6 +115,8 @@ def effective_training(stage: BuiltStage, payload: AnyTrainPayload, batch: Batch
     plugin = trainer.accelerator.state.deepspeed_plugin
     effective |= {"seed": args.seed, "max_length": args.max_length}
     effective["zero_stage"] = plugin.zero_stage if plugin is not None else 0
+    requested |= payload.loading.model_dump()
+    effective |= effective_loading(trainer.model, payload.loading)
     requested["dtype"], effective["dtype"] = payload.dtype, str(trainer.model.dtype).removeprefix("torch.")
     if kl_parameter(payload) is not None:
         requested["kl_parameter"], effective["kl_parameter"] = kl_parameter(payload), trainer.beta

@@ -42,7 +42,7 @@ def run(job: Job[InspectionPayload]) -> StepReport:
     payload = job.payload
     report = StepReport(devices=1)
     positions = max_positions(job.parents["model"])
-    model, tokenizer = load_policy({"policy": job.parents["model"]})
+    model, tokenizer = load_policy({"policy": job.parents["model"]}, loading=payload.loading)
     report.first_update_at = time.time()
     sources, problems = [], []
     for role, path in job.parents.items():

@@ -2,33 +2,121 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from torch.utils.hooks import RemovableHandle
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sacpo.data.batching import with_pad_token
-from sacpo.steps.merge import merged
+from sacpo.spaces.model_loading import Loading
+from sacpo.steps.adapters import Adapter, attach, stacked
+from sacpo.steps.effective import refuse_differences
+from sacpo.steps.merge import Part, average, merged
+from sacpo.steps.model_loading import effective_loading, load_options
 
 
-def load_policy(parents: dict[str, Path], q: float | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
+@dataclass
+class _SharedBase:
+    """The base that this process loaded last for adapters, with the adapter that it carries now."""
+
+    folder: Path
+    loading: Loading
+    model: Any
+    handles: list[RemovableHandle]
+
+
+_shared: list[_SharedBase] = []  # at most one
+
+
+def load_policy(
+    parents: dict[str, Path], q: float | None = None, loading: Loading | None = None, *, share_base: bool = False
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """A policy in evaluation mode on this process's device, and its tokenizer, which pads on the left.
 
     Args:
-        parents: The folder of `policy`, or those of `first` and `second`, whose weights are averaged.
+        parents: The folder of `policy`, or those of `first` and `second`, whose weights are averaged; for each that is
+            an adapter, the folder of its base as `ROLE_base`.
         q: The second's weight in the average; None: no merge.
+        loading: How the base is loaded; None: as transformers does by default.
+        share_base: Keep the base of an adapter in this process for the next policy on the same base. The next such call
+            takes it over, so only one of these policies can be used at a time.
     """
+    loading = loading or Loading()
+    parts = _parts(parents, q)
     tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
-    model: Any
-    if q is None:
-        model = AutoModelForCausalLM.from_pretrained(parents["policy"], dtype="auto")
+    base, *others = dict.fromkeys(part.base for part in parts)
+    if not others:
+        model = _with_adapter(base, loading, _stacked(parts), share_base)
     else:
-        model = merged(parents["first"], parents["second"], q)
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), with_pad_token(tokenizer)
+        model = _placed(_averaged(parts, loading), loading)
+    return model, with_pad_token(tokenizer)
+
+
+def adapter_of(parents: dict[str, Path], q: float | None = None) -> Adapter:
+    """The adapter that makes a policy of its base; arguments as for `load_policy`, where there is one base only."""
+    return _stacked(_parts(parents, q))
+
+
+def full_policy(parents: dict[str, Path], q: float | None = None) -> Any:
+    """A policy with all weights: adapters are added in float32 and rounded once; arguments as for `load_policy`."""
+    return _averaged(_parts(parents, q), Loading())
+
+
+def release_base() -> None:
+    """Free the memory of the base that this process keeps for adapters."""
+    _shared.clear()
 
 
 def stop_ids(model: Any) -> list[int]:
     """Ids of the tokens that end an answer of a policy, as its base model declared them."""
     ids = model.generation_config.eos_token_id
     return list(ids) if isinstance(ids, list) else [ids]
+
+
+def _parts(parents: dict[str, Path], q: float | None) -> list[Part]:
+    weights = {"policy": 1.0} if q is None else {"first": 1.0 - q, "second": q}
+    return [
+        Part(parents.get(f"{role}_base", parents[role]), Adapter.read(parents[role]), weight)
+        for role, weight in weights.items()
+    ]
+
+
+def _stacked(parts: list[Part]) -> Adapter:
+    return stacked(*((part.adapter, part.weight) for part in parts))
+
+
+def _averaged(parts: list[Part], loading: Loading) -> Any:
+    if len(parts) == 2 and not any(part.adapter.factors for part in parts):
+        return merged(parts[0].base, parts[1].base, parts[1].weight, loading)
+    return average(parts, loading)
+
+
+def _with_adapter(base: Path, loading: Loading, adapter: Adapter, share_base: bool) -> Any:
+    if not share_base or not adapter.factors:
+        model = _load(base, loading)
+        attach(model, adapter)
+        return model
+    if not _shared or (_shared[0].folder, _shared[0].loading) != (base, loading):
+        _shared.clear()
+        _shared.append(_SharedBase(base, loading, _load(base, loading), []))
+    shared = _shared[0]
+    for handle in shared.handles:
+        handle.remove()
+    shared.handles = attach(shared.model, adapter)
+    return shared.model
+
+
+def _load(folder: Path, loading: Loading) -> Any:
+    dtype = AutoConfig.from_pretrained(folder).dtype
+    return _placed(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **load_options(loading, dtype)), loading)
+
+
+def _placed(model: Any, loading: Loading) -> Any:
+    """The model in evaluation mode on this process's device, loaded as requested."""
+    refuse_differences(loading.model_dump(), effective_loading(model, loading))
+    if loading.quantization is None:  # bitsandbytes has placed a 4-bit model already
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval()

@@ -51,7 +51,7 @@ def run(job: Job[ReferencePayload]) -> StepReport:
         for column in completions.values()
         for i, completion in zip(numbers, column, strict=True)
     ]
-    model, tokenizer = load_policy(job.parents)
+    model, tokenizer = load_policy(job.parents, loading=job.payload.loading)
     report.first_update_at = time.time()
     logps, computed_tokens = log_probabilities(
         model, sequences, job.resources.per_device_batch, tokenizer.pad_token_id, job.payload.max_length

@@ -50,7 +50,8 @@ class ThroughputCounter:
         tokens, slots = accelerator.reduce(counted.to(accelerator.device), reduction="sum").tolist()
         model = accelerator.unwrap_model(trainer.model)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-        flops_per_second = 6 * parameters * tokens / seconds
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+        flops_per_second = (4 * parameters + 2 * trained) * tokens / seconds
         peak = _peak_flops()
         return Throughput(
             training_seconds=seconds,

@@ -32,12 +32,15 @@ from sacpo.planning.payloads import (
     kl_parameter,
 )
 from sacpo.planning.records import JudgeAccuracy, TrainMetrics
+from sacpo.steps.adapters import finish_stage, prepare_stage, stage_model
 from sacpo.steps.batch import Batch
 from sacpo.steps.checkpoints import LocalCheckpoints
 from sacpo.steps.course import Course
 from sacpo.steps.divergence import DivergenceGuard
 from sacpo.steps.effective import BuiltStage, effective_training
 from sacpo.steps.examples import Examples, load_examples
+from sacpo.steps.model_loading import load_options
+from sacpo.steps.policies import release_base
 from sacpo.steps.throughput import ThroughputCounter
 from sacpo.steps.trainers import TRAINERS
 from sacpo.steps.worker_context import WorkerContext
@@ -49,6 +52,7 @@ def run_alone(job: Job[AnyTrainPayload]) -> StepReport:
     Raises:
         StepError: as `run`.
     """
+    release_base()
     report = StepReport(devices=1)
     with LocalCheckpoints(job) as checkpoints:
         context = WorkerContext(
@@ -78,12 +82,13 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     trainer_class, config_class = TRAINERS[payload.method]
     guard = DivergenceGuard(report, updates, context)
     trainer = trainer_class(
-        model=str(job.parents["policy"]),
+        **stage_model(job),
         args=config_class(**_arguments(job, context, batch, updates, examples)),
         train_dataset=examples.rows,
         processing_class=tokenizer,
         callbacks=[guard],
     )
+    prepare_stage(trainer, job)
     trainer.counter, trainer.order = ThroughputCounter(), examples.order
     report.end_start_part("trainer")
     if trainer.args.world_size != context.world_size:
@@ -112,6 +117,7 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
         # The trainer aligns it with the tokenizer; the list of tokens that end an answer must stay the base model's.
         shutil.copyfile(job.parents["policy"] / GENERATION_CONFIG_NAME, job.folder / GENERATION_CONFIG_NAME)
         (job.folder / HISTORY).write_text(json.dumps(history))
+        finish_stage(job)
     return report
 
 
@@ -137,7 +143,7 @@ def _arguments(
         "seed": payload.seed,
         "data_seed": payload.seed,
         "max_length": payload.max_length,
-        "model_init_kwargs": {"dtype": payload.dtype},
+        "model_init_kwargs": {"dtype": payload.dtype, **load_options(payload.loading, getattr(torch, payload.dtype))},
         "bf16": payload.dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "deepspeed": context.deepspeed,
