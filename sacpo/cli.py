@@ -14,6 +14,8 @@ COMMANDS = {
     "judge": "judge the stored answers of a sweep by a further judge",
     "report": "write tables, plot and page of a results folder again, from its store",
     "export": "write a policy as a Hugging Face folder with a model card",
+    "extend": "run a changed space in a new results folder; only the difference is run",
+    "diff": "compare two sweeps trial by trial",
     "store": "show what a store holds, remove what no sweep needs, verify digests",
 }
 """Name of each command, which is also the name of its module, and its purpose."""

@@ -32,7 +32,7 @@ LAYERS = (
     ("steps", "results"),
     ("cluster", "reporting"),
     ("runs",),
-    ("sweep", "choose", "judge", "report", "export"),
+    ("sweep", "extend", "choose", "judge", "report", "diff", "export"),
     ("cli",),
 )
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}

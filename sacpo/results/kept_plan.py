@@ -86,7 +86,7 @@ def refusal(kept: Plan, plan: Plan, location: ResultsLocation, store: str) -> st
     """
     if kept.plan_id == plan.plan_id:
         return None
-    differences = list(itertools.islice(_differences(kept, plan), _SHOWN + 1))
+    differences = list(itertools.islice(plan_differences(kept, plan), _SHOWN + 1))
     lines = [f"  {line}" for line in differences[:_SHOWN]] + ["  ..."] * (len(differences) > _SHOWN)
     return "\n".join(
         [
@@ -97,7 +97,7 @@ def refusal(kept: Plan, plan: Plan, location: ResultsLocation, store: str) -> st
     )
 
 
-def _differences(kept: Plan, plan: Plan) -> Iterator[str]:
+def plan_differences(kept: Plan, plan: Plan) -> Iterator[str]:
     """The reasons why two plans differ, one line each, the most telling ones first."""
     before, after = (dict(_leaves(p.space.model_dump(mode="json", exclude={"resources"}), ())) for p in (kept, plan))
     settings = [setting for setting in before | after if before.get(setting, _ABSENT) != after.get(setting, _ABSENT)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -62,13 +63,19 @@ def load_judge(path: Path, overrides: list[str] | None = None) -> JudgeSettings:
     return _with_absolute_paths(judge, path.parent, document)
 
 
-def parse_space(data: dict[str, Any]) -> Space:
+def parse_space(data: dict[str, Any], overrides: Iterable[str] = ()) -> Space:
     """Read a space from its JSON form with absolute paths, as a sweep stores it; the same checks apply.
+
+    Args:
+        data: The settings; overrides change them in place.
+        overrides: As for `load_space`.
 
     Raises:
         SpaceError: lists every problem.
     """
     document = Document("the stored space", data)
+    for text in overrides:
+        document.override(text)
     space: Space = _validate(Space, document)
     document.problems += [text for _, text in conflicts(space)]
     document.raise_problems()
