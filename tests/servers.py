@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import threading
 import time
@@ -20,11 +21,15 @@ _MATERIAL = re.compile(r"<<<(message|answer A|answer B) (\w+)>>>\n(.*?)\n<<<end 
 
 @dataclass(frozen=True)
 class Say:
-    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` the judge's whole prompt."""
+    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` the judge's whole prompt.
+
+    `alternatives` are the probabilities of the token of the verdict, which requests for log-probabilities get.
+    """
 
     text: str
     delay: float = 0.0
     finish: str = "stop"
+    alternatives: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,10 @@ class Server:
         if isinstance(behaviour, Say):
             await asyncio.sleep(behaviour.delay)
             text = behaviour.text.replace(NONCE, materials[0][1]).replace("{seen}", shown)
-            return web.json_response(completion(text, behaviour.finish))
+            reply = completion(text, behaviour.finish)
+            if behaviour.alternatives is not None and body.get("logprobs"):
+                reply["choices"][0]["logprobs"] = logprobs(text, behaviour.alternatives, body["top_logprobs"])
+            return web.json_response(reply)
         if isinstance(behaviour, Body):
             return web.Response(text=behaviour.text, content_type="application/json")
         if isinstance(behaviour, Fail):
@@ -141,6 +149,18 @@ def completion(text: str, finish: str = "stop") -> dict[str, Any]:
         "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
     }
+
+
+def logprobs(text: str, alternatives: dict[str, float], top: int) -> dict[str, Any]:
+    """The log-probabilities of a reply in three tokens: up to the verdict, the verdict, and the rest."""
+    start = text.index('"verdict": "') + len('"verdict": "')
+    end = text.index('"', start)
+    content = [{"token": part, "logprob": 0.0, "top_logprobs": []} for part in (text[:start], text[end:])]
+    listed = sorted(alternatives.items(), key=lambda item: -item[1])[:top]
+    others = [{"token": token, "logprob": math.log(p), "bytes": list(token.encode())} for token, p in listed]
+    value = text[start:end]
+    content.insert(1, {"token": value, "logprob": math.log(alternatives[value]), "top_logprobs": others})
+    return {"content": content}
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from sacpo.hashing import content_id
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, CallStats, Endpoint, Reply, ask
+from sacpo.judges.token_probabilities import VerdictProbabilities
 from sacpo.judges.verdicts import ORDERS, AnswerPair, JudgeFunction, Order, Outcome, Verdict
 from sacpo.spaces.evaluation import LLMJudge
 
@@ -46,6 +47,8 @@ def chat(
         seed=judge.seed,
         response_format=judge.response_format is not None,
         system_role=judge.system_role,
+        reasons=judge.reasons,
+        probabilities=judge.verdicts == "probabilities",
         rubric=rubric,
         base_url=judge.base_url,
         api_key_env=judge.api_key_env,
@@ -92,6 +95,11 @@ def _verdict(pair: int, order: Order, repeat: int, reply: Reply) -> Verdict:
         outcome = "win" if (reply.outcome == "first") == (order == "policy_first") else "loss"
     else:
         outcome = reply.outcome  # type: ignore[assignment]  # tie, unparsable, unavailable: the same words
+    score = no_verdict_mass = None
+    if reply.probabilities is not None:
+        probabilities = VerdictProbabilities(**reply.probabilities)
+        score = probabilities.score if order == "policy_first" else 1 - probabilities.score
+        no_verdict_mass = probabilities.none
     return Verdict(
         pair,
         order,
@@ -103,4 +111,6 @@ def _verdict(pair: int, order: Order, repeat: int, reply: Reply) -> Verdict:
         reply.prompt_tokens,
         reply.completion_tokens,
         refused=reply.refused,
+        score=score,
+        no_verdict_mass=no_verdict_mass,
     )

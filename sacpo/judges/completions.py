@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from sacpo.judges.token_probabilities import Token, read_tokens
+
 _FILTERED = frozenset(
     {"content_filter", "refusal", "safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive"}
 )
@@ -27,6 +29,7 @@ class Completion:
         completion_tokens: The same for the reply, thoughts included.
         model: Name of the model in the reply.
         fingerprint: The reply's `system_fingerprint`.
+        tokens: The reply's tokens with their probabilities; None if the endpoint gave none.
     """
 
     content: str
@@ -37,6 +40,7 @@ class Completion:
     completion_tokens: int
     model: str | None
     fingerprint: str | None
+    tokens: list[Token] | None
 
 
 def printable(text: str) -> str:
@@ -74,6 +78,7 @@ def read_completion(text: str) -> Completion:
         completion_tokens=_count(usage.get("completion_tokens")),
         model=_name(body.get("model")),
         fingerprint=_name(body.get("system_fingerprint")),
+        tokens=read_tokens(choice),
     )
 
 

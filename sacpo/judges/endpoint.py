@@ -7,7 +7,6 @@ refusal of this one call, or with an error that ends the step. The API key is wr
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import time
 from dataclasses import dataclass, fields
@@ -16,13 +15,16 @@ from typing import Any, Literal
 import openai
 
 from sacpo.errors import StepError
-from sacpo.judges.completions import embedded_error, printable, read_completion
+from sacpo.judges.completions import Completion, embedded_error, printable, read_completion
+from sacpo.judges.keys import key_source, secret_from
 from sacpo.judges.ledger import QuotaExceeded
 from sacpo.judges.refusals import SYSTEM, Refusal, read_error, retry_after_seconds
-from sacpo.judges.replies import parse
-from sacpo.judges.rubric import PROMPT_VERSION, RESPONSE_FORMAT, messages
+from sacpo.judges.replies import PREFERENCES, Preference, parse
+from sacpo.judges.rubric import PROMPT_VERSION, messages, response_format
 from sacpo.judges.thoughts import is_unfinished_thought
+from sacpo.judges.token_probabilities import TOP_LOGPROBS, VerdictProbabilities, verdict_probabilities
 
+NO_PROBABILITIES = "the probability of the verdict is not known: its token is not found, or more likely says no verdict"
 UNKNOWN_REFUSALS = 3
 """Fewest calls, and at least those in flight, that an endpoint refuses for unknown reasons before it has answered any;
 then the settings are taken to be wrong."""
@@ -50,6 +52,8 @@ class Endpoint:
         seed: Seed that is sent to the endpoint; None sends none.
         response_format: Whether a reply that follows a JSON schema is asked for.
         system_role: Role of the message with the instructions; None puts them into the user's message.
+        reasons: Whether the judge writes its reasons before the verdict.
+        probabilities: Whether the probability of each verdict is read from the reply's token log-probabilities.
         concurrency: Largest number of concurrent calls of all processes that share a folder of slots.
         timeout_s: Seconds until an HTTP attempt is given up.
         attempts: Largest number of HTTP attempts of one call.
@@ -67,6 +71,8 @@ class Endpoint:
     seed: int | None = None
     response_format: bool = True
     system_role: str | None = "system"
+    reasons: bool = True
+    probabilities: bool = False
     concurrency: int = 16
     timeout_s: float = 60.0
     attempts: int = 8
@@ -76,9 +82,8 @@ class Endpoint:
     def identity(self) -> dict[str, Any]:
         """Everything that can change a verdict; the address and the limits of calls cannot."""
         names = ("model", "revision", "temperature", "max_tokens", "seed", "rubric")
-        later = {
-            field.name: field.default for field in fields(self) if field.name in ("response_format", "system_role")
-        }
+        newer = ("response_format", "system_role", "reasons", "probabilities")
+        later = {field.name: field.default for field in fields(self) if field.name in newer}
         changed = [name for name, default in later.items() if getattr(self, name) != default]
         return {"prompt_version": PROMPT_VERSION, **{name: getattr(self, name) for name in (*names, *changed)}}
 
@@ -117,6 +122,7 @@ class Attempt:
         completion_tokens: Completion tokens that the endpoint reported; 0 if it reported none.
         model: Name of the model in the reply.
         fingerprint: The reply's `system_fingerprint`.
+        probabilities: Probability of each verdict, where it was asked for.
     """
 
     outcome: ReplyOutcome
@@ -130,6 +136,7 @@ class Attempt:
     completion_tokens: int = 0
     model: str | None = None
     fingerprint: str | None = None
+    probabilities: VerdictProbabilities | None = None
 
 
 class Client:
@@ -152,9 +159,10 @@ class Client:
         self.accepted = accepted
         self.quiet_until = 0.0
         self._schema_accepted = False  # a request with the JSON schema got a reply
+        self._gave_tokens = accepted  # stored replies have probabilities
         self._length_parameter = "max_tokens"
         self._unknown: dict[Call, StepError] = {}  # calls that were refused for unknown reasons
-        self._secret = _secret(endpoint.api_key_env)
+        self._secret = secret_from(endpoint.api_key_env)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",  # without a key the client would search the environment for one
             base_url=endpoint.base_url or OPENAI_URL,
@@ -213,12 +221,16 @@ class Client:
         optional = {
             "temperature": endpoint.temperature,
             "seed": endpoint.seed,
-            "response_format": RESPONSE_FORMAT if endpoint.response_format else None,
+            "response_format": response_format(endpoint.reasons) if endpoint.response_format else None,
             self._length_parameter: endpoint.max_tokens,
+            "logprobs": endpoint.probabilities or None,
+            "top_logprobs": TOP_LOGPROBS if endpoint.probabilities else None,
         }
         return {
             "model": endpoint.model,
-            "messages": messages(endpoint.rubric, call.prompt, call.first, call.second, nonce, role),
+            "messages": messages(
+                endpoint.rubric, call.prompt, call.first, call.second, nonce, role, reasons=endpoint.reasons
+            ),
             **{name: value for name, value in optional.items() if value is not None and name not in self.left_out},
         }
 
@@ -252,6 +264,11 @@ class Client:
             final, uncounted = "response_format" not in request, "response_format" in request
             if uncounted:
                 self.left_out.add("response_format")
+        probabilities = None
+        if preference is not None and self.endpoint.probabilities:
+            outcome, probabilities = self._probable(reply, preference)
+            if outcome not in PREFERENCES:
+                raw = f"{NO_PROBABILITIES}; the reply was: {raw}"
         return Attempt(
             outcome=outcome,
             raw=self._redacted(raw),
@@ -262,6 +279,26 @@ class Client:
             completion_tokens=reply.completion_tokens,
             model=self._redacted(reply.model) if reply.model else None,
             fingerprint=self._redacted(reply.fingerprint) if reply.fingerprint else None,
+            probabilities=probabilities,
+        )
+
+    def _probable(self, reply: Completion, preference: Preference) -> tuple[ReplyOutcome, VerdictProbabilities | None]:
+        """The most probable verdict, and the probability of each.
+
+        Raises:
+            StepError: the endpoint gives no token log-probabilities.
+        """
+        if reply.tokens is None and not self._gave_tokens:
+            raise self._without_probabilities("its reply has none")
+        self._gave_tokens = True
+        found = verdict_probabilities(reply.tokens or [], preference)
+        return ("unparsable", None) if found is None or found.none > 0.5 else (found.most_probable, found)
+
+    def _without_probabilities(self, reason: str) -> StepError:
+        return StepError(
+            f"the judge endpoint {self.endpoint.base_url or OPENAI_URL} gives no token log-probabilities of model "
+            f"{self.endpoint.model} (logprobs, top_logprobs), which verdicts: probabilities needs: set verdicts: "
+            f"outcomes, or use an endpoint and a model that give them; {reason}"
         )
 
     def _spent(self, tokens: int) -> str:
@@ -287,6 +324,8 @@ class Client:
             self.left_out.add("response_format")  # the parameter that most endpoints lack
             return Attempt("unavailable", message, uncounted=True)
         if refusal is Refusal.PARAMETER:
+            if error.parameter == "logprobs":
+                raise self._without_probabilities(f"the endpoint's message was: {message}")
             if error.parameter == "max_tokens":
                 self._length_parameter = "max_completion_tokens"
             else:
@@ -322,7 +361,7 @@ class Client:
         }.get(status, "check which of the judge's settings the endpoint does not accept")
         return StepError(
             f"the judge endpoint {endpoint.base_url or OPENAI_URL} refused model {endpoint.model} with HTTP {status} "
-            f"({_key_source(variable)}): {way_out}; the endpoint's message was: {message}"
+            f"({key_source(variable)}): {way_out}; the endpoint's message was: {message}"
         )
 
     def _redacted(self, text: str) -> str:
@@ -339,7 +378,7 @@ def problem(base_url: str | None, api_key_env: str | None) -> str | None:
     """
     url = base_url or OPENAI_URL
     try:
-        secret = _secret(api_key_env)
+        secret = secret_from(api_key_env)
         with openai.OpenAI(api_key=secret or "none", base_url=url, timeout=10.0, max_retries=2) as client:
             client.models.with_raw_response.list()
     except StepError as error:
@@ -353,29 +392,3 @@ def problem(base_url: str | None, api_key_env: str | None) -> str | None:
                 return f"the judge endpoint {url} asks for a key (HTTP {error.status_code}); set api_key_env"
             return f"the judge endpoint {url} refuses the key from {api_key_env} (HTTP {error.status_code})"
     return None
-
-
-def _key_source(variable: str | None) -> str:
-    return f"key from {variable}" if variable else "sent without a key"
-
-
-def _secret(variable: str | None) -> str | None:
-    """The key from the environment variable; None without a variable.
-
-    Raises:
-        StepError: the variable is not set, or its value cannot be a key.
-    """
-    if variable is None:
-        return None
-    secret = os.environ.get(variable, "").strip()
-    if not secret:
-        raise StepError(
-            f"the judge needs its key in the environment variable {variable}, which is not set where the step runs: "
-            "set it before you start the sweep, or set api_key_env: null if the endpoint needs no key"
-        )
-    if not (secret.isascii() and secret.isprintable()) or " " in secret:
-        raise StepError(
-            f"the environment variable {variable} holds characters that no key has: only printable ASCII characters "
-            "other than spaces are allowed; check how the key was copied"
-        )
-    return secret

@@ -48,6 +48,7 @@ class Reply:
         cached: The reply came from the ledger, or from an earlier call of the batch with the same content.
         refused: The endpoint refused this call for its content or length.
         shown_tokens: Prompt tokens of the last attempt, as the endpoint counted them; 0 if it counted none.
+        probabilities: Fields of `VerdictProbabilities`, where they were asked for.
     """
 
     outcome: ReplyOutcome
@@ -59,6 +60,7 @@ class Reply:
     cached: bool = False
     refused: bool = False
     shown_tokens: int = 0
+    probabilities: dict[str, float] | None = None
 
 
 @dataclass
@@ -144,7 +146,8 @@ def _stored_reply(row: Row) -> Reply:
 def _cut_calls(calls: dict[str, Call], replies: dict[str, Reply], endpoint: Endpoint) -> list[str]:
     """Keys of the calls with a preference whose prompt the endpoint cut."""
     keys = [key for key in calls if replies[key].outcome in PREFERENCES]
-    frame = text_size("\n".join(m["content"] for m in messages(endpoint.rubric, "", "", "", "0" * 16)))
+    empty = messages(endpoint.rubric, "", "", "", "0" * 16, reasons=endpoint.reasons)
+    frame = text_size("\n".join(message["content"] for message in empty))
     sizes = []
     for key in keys:
         call = calls[key]
@@ -262,6 +265,7 @@ class _Batch:
             completion_tokens=sum(each.completion_tokens for each in attempts),
             refused=attempt.refused,
             shown_tokens=attempt.prompt_tokens,
+            probabilities=asdict(attempt.probabilities) if attempt.probabilities else None,
         )
         self.replies[key] = reply
         if reply.outcome in PREFERENCES:

@@ -122,6 +122,7 @@ _NAMES = {
     "max_completion_tokens": r"max_completion_tokens",
     "temperature": r"temperature",
     "seed": r"seed",
+    "logprobs": r"(?:top_)?logprobs?|log[ -]?prob(?:abilitie)?s",
 }
 _ECHOED = frozenset({"input", "body", "request", "ctx", "url", "stack", "trace", "received"})
 """Keys under which endpoints repeat the request."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from sacpo.data.batching import batches_by_length, with_pad_token
 from sacpo.errors import StepError
-from sacpo.judges.verdicts import AnswerPair, JudgeFunction, Outcome, Verdict
+from sacpo.judges.verdicts import AnswerPair, JudgeFunction, Outcome, Verdict, outcome_of
 
 Score = Callable[[list[tuple[str, str]]], list[float]]
 """Scores (prompt, answer) pairs. A higher score is better; NaN means that an answer cannot be scored."""
@@ -40,7 +40,12 @@ def outcome(score: float, baseline: float, tie_margin: float) -> Outcome:
 
 
 def by_score(
-    score: Score, *, tie_margin: float = 0.0, temperature: float | None = None, unscored: str = "no score"
+    score: Score,
+    *,
+    tie_margin: float = 0.0,
+    temperature: float | None = None,
+    probabilities: bool = False,
+    unscored: str = "no score",
 ) -> JudgeFunction:
     """A judge that compares the scores of two answers.
 
@@ -49,6 +54,8 @@ def by_score(
         tie_margin: Largest distance between scores that counts as a tie.
         temperature: Temperature of P(win) = sigmoid(difference / temperature), fitted on held-out pairs; None if the
             scores are not calibrated.
+        probabilities: A verdict's score is P(win) of the Bradley-Terry model, at temperature 1 if the scores are not
+            calibrated; otherwise that of its outcome.
         unscored: Reason why an answer can have no score.
     """
 
@@ -57,21 +64,32 @@ def by_score(
         policy_scores = score([(pair.prompt, pair.policy) for pair in pairs])
         baseline_scores = score([(pair.prompt, pair.baseline) for pair in pairs])
         latency = (time.monotonic() - started) / max(1, len(pairs))
-        return [
-            Verdict(i, "none", 0, outcome(a, b, tie_margin), describe(a, b), latency, p_win=p_win(a - b))
-            for i, (a, b) in enumerate(zip(policy_scores, baseline_scores, strict=True))
-        ]
+        return [verdict(i, a, b, latency) for i, (a, b) in enumerate(zip(policy_scores, baseline_scores, strict=True))]
+
+    def verdict(i: int, policy: float, baseline: float, latency: float) -> Verdict:
+        difference = policy - baseline
+        calibrated = None if temperature is None or math.isnan(difference) else win_probability(difference, temperature)
+        raw = describe(policy, baseline)
+        if not probabilities or math.isnan(difference):
+            return Verdict(i, "none", 0, outcome(policy, baseline, tie_margin), raw, latency, p_win=calibrated)
+        soft = win_probability(difference, temperature or 1.0)
+        return Verdict(i, "none", 0, outcome_of(soft), raw, latency, p_win=calibrated, score=soft)
 
     def describe(policy: float, baseline: float) -> str:
         scores = f"{policy:.6g} {baseline:.6g}"
         return f"{unscored}: {scores}" if math.isnan(policy - baseline) else scores
 
-    def p_win(difference: float) -> float | None:
-        if temperature is None or math.isnan(difference):
-            return None
-        return (1 + math.tanh(difference / (2 * temperature))) / 2
-
     return judge
+
+
+def win_probability(difference: float, temperature: float = 1.0) -> float:
+    """P(win) = sigmoid(difference / temperature), the Bradley-Terry model (1952) of two scores.
+
+    Args:
+        difference: Score of the policy's answer minus that of the baseline's; finite.
+        temperature: Above 0.
+    """
+    return (1 + math.tanh(difference / (2 * temperature))) / 2
 
 
 def gold(criterion: str) -> Score:

@@ -13,6 +13,14 @@ Order = Literal["policy_first", "baseline_first", "none"]
 ORDERS: tuple[Order, Order] = ("policy_first", "baseline_first")
 SCORES: dict[str, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 """Score of each decided outcome. The other outcomes have no score and are left out of win rates."""
+_ROUNDING = 1e-9  # scores this close to 0.5 are a tie: averages of scores are not exact
+
+
+def outcome_of(score: float) -> Outcome:
+    """The outcome that a score in [0, 1] is read as: a win above 0.5, a loss below it, otherwise a tie."""
+    if abs(score - 0.5) <= _ROUNDING:
+        return "tie"
+    return "win" if score > 0.5 else "loss"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,10 @@ class Verdict:
         prompt_tokens, completion_tokens: Tokens of these calls, as the endpoint counted them.
         p_win: Calibrated probability that the policy's answer is preferred; None if the judge is not calibrated.
         refused: The endpoint refused this pair for its content or length; the outcome is then `unavailable`.
+        score: Score of the policy's answer in [0, 1], ties half: that of the outcome, unless the judge gives a
+            probability. None if the verdict is not decided.
+        no_verdict_mass: Probability that the judge model gave to tokens that state no verdict; None unless verdicts are
+            read from its token probabilities.
     """
 
     pair: int
@@ -64,6 +76,18 @@ class Verdict:
     completion_tokens: int = 0
     p_win: float | None = None
     refused: bool = False
+    score: float | None = None
+    no_verdict_mass: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.score is None:
+            object.__setattr__(self, "score", SCORES.get(self.outcome))
+
+    @property
+    def decided_score(self) -> float:
+        """The score of a decided verdict."""
+        assert self.score is not None, f"a verdict that is {self.outcome} has no score"
+        return self.score
 
 
 JudgeFunction = Callable[[list[AnswerPair]], list[Verdict]]

@@ -165,7 +165,7 @@ def judges_of(space: Space) -> Iterator[tuple[str, JudgeSettings]]:
 
 def judge_model_key(judge: TrainedJudge) -> str:
     """Key of the model that a trained judge uses: its settings without those of the comparison."""
-    return judge.model_dump_json(exclude={"tie_margin"})
+    return judge.model_dump_json(exclude={"tie_margin", "verdicts"})
 
 
 def add_judge(plan: Plan, name: str, judges: Mapping[str, JudgeSettings]) -> tuple[Plan, tuple[str, ...]]:

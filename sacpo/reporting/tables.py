@@ -26,6 +26,7 @@ _JUDGE_NUMBERS = {
     "held_out_low": "held-out accuracy, low",
     "held_out_high": "high",
     "canary_warnings": "warning",
+    "verdicts": "verdicts",
 }
 """Columns of the table of judges, and their titles."""
 
@@ -85,7 +86,8 @@ def _judges(results: Results) -> Section:
         "Judges",
         "Before any policy was trained, each judge was tried on canned pairs: how often the better answer won, and how "
         "often the verdict changed with the order of the answers. For judges that the sweep trained: accuracy and "
-        "calibration on held-out pairs. Low and high are the bounds of 95 % intervals.",
+        "calibration on held-out pairs. Low and high are the bounds of 95 % intervals. Verdicts: whether one counts as "
+        "a win, tie or loss (outcomes), or as the probability of a win (probabilities).",
         ["criterion", "name", "judge", *_JUDGE_NUMBERS.values()],
         rows,
     )
@@ -126,13 +128,15 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
                 trial[f"{criterion}_order_inconsistency"],
                 trial[f"{criterion}_coverage"],
                 _range(trial[f"{criterion}_if_missing_lost"], trial[f"{criterion}_if_missing_won"]),
+                trial.get(f"{criterion}_no_verdict_mass"),
             ]
         )
     return Section(
         "Bias",
         "The win rate, and the win rate at equal length (one logistic regression over the sweep's verdicts, with a "
         "shared coefficient for the length difference, after AlpacaEval 2); how often a verdict changed with the order "
-        "of the answers; and the win rate if all missing verdicts were lost, or won.",
+        "of the answers; the win rate if all missing verdicts were lost, or won; and, where verdicts are read from "
+        "token probabilities, the mean probability of tokens that state no verdict.",
         [
             "trial",
             "criterion",
@@ -143,6 +147,7 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
             "changed with order",
             "decided",
             "if missing lost, won",
+            "mass on no verdict",
         ],
         rows,
     )

@@ -22,7 +22,7 @@ from sacpo.results.step_columns import step_row
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import Counts, SweepFacts
 from sacpo.results.trial_columns import Evaluations, trial_row
-from sacpo.results.win_rates import estimate_columns, scored
+from sacpo.results.win_rates import estimate_columns, scored, verdict_scores
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.pareto import on_front
 from sacpo.store.step_store import Store
@@ -47,6 +47,9 @@ _VERDICT_COLUMNS = [
     "prompt_tokens",
     "completion_tokens",
     "refused",
+    "score",
+    "no_verdict_mass",
+    "verdicts",
 ]
 
 
@@ -155,11 +158,17 @@ def _verdicts(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:
                 panel="" if is_rival else name,
                 judge=judge_name(payload.judge),
                 judge_revision=judge_revision(payload.judge),
+                verdicts=payload.judge.verdicts,
             )
         )
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     table = _with_trial(table, trial, _VERDICT_COLUMNS)
-    return table.assign(refused=table["refused"].eq(True))  # steps of older versions have no such column
+    # Steps of older versions have none of these columns.
+    return table.assign(
+        refused=table["refused"].eq(True),
+        score=verdict_scores(table),
+        no_verdict_mass=table["no_verdict_mass"].astype(float),
+    )
 
 
 def _with_trial(table: pd.DataFrame, trial: Trial, columns: list[str]) -> pd.DataFrame:

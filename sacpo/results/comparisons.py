@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sacpo.judges.verdicts import outcome_of
 from sacpo.planning.plan import Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
@@ -21,6 +22,7 @@ from sacpo.results.win_rates import (
     no_rate,
     prompt_matrix,
     scored,
+    verdict_scale,
 )
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.agreement import agreement
@@ -32,7 +34,15 @@ from sacpo.statistics.win_rate import differences
 
 _OWN = ""
 """Value of the verdicts' column `panel` for a criterion's own judge."""
-_LENGTH = ["criterion", "trial_id", "mean_tokens", "baseline_mean_tokens", "length_controlled", "length_coefficient"]
+_LENGTH = [
+    "criterion",
+    "trial_id",
+    "mean_tokens",
+    "baseline_mean_tokens",
+    "length_controlled",
+    "length_coefficient",
+    "verdicts",
+]
 
 
 def compare(
@@ -70,10 +80,12 @@ def _differences(own: pd.DataFrame) -> pd.DataFrame:
     for criterion, group in own.groupby("criterion"):
         matrix = prompt_matrix(group)
         pairs = list(itertools.combinations(range(matrix.shape[1]), 2))
+        scale = verdict_scale(group)
         for (i, j), estimate in zip(pairs, differences(matrix.to_numpy(dtype=float), pairs), strict=True):
             first, second = matrix.columns[i], matrix.columns[j]
-            rows.append((criterion, first, second, estimate.value, estimate.low, estimate.high, estimate.n_prompts))
-    names = ["criterion", "trial_id", "other_id", "difference", "low", "high", "n_prompts"]
+            bounds = (estimate.value, estimate.low, estimate.high, estimate.n_prompts)
+            rows.append((criterion, first, second, *bounds, scale))
+    names = ["criterion", "trial_id", "other_id", "difference", "low", "high", "n_prompts", "verdicts"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -95,7 +107,7 @@ def _length(own: pd.DataFrame, responses: pd.DataFrame, baseline: str) -> pd.Dat
         rates, coefficient = length_controlled(group["score"].to_numpy(), group["trial_id"].to_numpy(), difference)
         for trial, part in group.groupby("trial_id"):
             means = part["tokens"].mean(), part["baseline_tokens"].mean()
-            rows.append((criterion, trial, *means, rates[str(trial)], coefficient))
+            rows.append((criterion, trial, *means, rates[str(trial)], coefficient, verdict_scale(part)))
     return pd.DataFrame(rows, columns=_LENGTH)
 
 
@@ -118,9 +130,10 @@ def _seeds(own: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
                 part["score"].to_numpy(), part["prompt_id"].to_numpy(), part["trial_id"].map(seed_of).to_numpy(), cells
             )
             rate = (estimate.value, estimate.low, estimate.high)
-            rows.append((criterion, *settings, len(members), *rate, *vars(split).values()))
+            rows.append((criterion, *settings, len(members), *rate, *vars(split).values(), verdict_scale(part)))
     names = ["criterion", *same, "seeds", "win_rate", "low", "high"]
-    return pd.DataFrame(rows, columns=[*names, "variance_prompts", "variance_seeds", "variance_repeats"])
+    names += ["variance_prompts", "variance_seeds", "variance_repeats", "verdicts"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, min_coverage: float) -> pd.DataFrame:
@@ -178,15 +191,18 @@ def _agreement(against_sft: pd.DataFrame) -> pd.DataFrame:
     for criterion, group in against_sft.groupby("criterion"):
         # Judges that score answers have no orders, so each judge's scores are averaged over orders and repeats.
         scores = group.groupby([*items, "panel"])["score"].mean().unstack("panel")
-        outcomes = scores.apply(lambda column: np.sign(column - 0.5)).replace({1.0: "win", 0.0: "tie", -1.0: "loss"})
+        outcomes = scores.apply(lambda column: column.map(outcome_of, na_action="ignore"))
+        scales = {panel: verdict_scale(part) for panel, part in group.groupby("panel")}
         for first, second in itertools.combinations(sorted(scores.columns), 2):
             both = outcomes[[first, second]].dropna()
             if both.empty:
                 continue
             prompts = both.index.get_level_values("prompt_id").to_numpy()
             estimate = agreement(both[first].to_list(), both[second].to_list(), prompts)
-            rows.append((criterion, first or MAIN, second, *vars(estimate).values()))
+            both_scales = scales[first], scales[second]
+            rows.append((criterion, first or MAIN, second, *vars(estimate).values(), *both_scales))
     names = ["criterion", "judge", "other_judge", "n", "raw", "kappa", "kappa_low", "kappa_high"]
+    names += ["verdicts", "other_verdicts"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -210,6 +226,7 @@ def _ranking(plan: Plan, decided: pd.DataFrame) -> pd.DataFrame:
         np.add.at(wins, (prompt, first, second), verdicts["score"].to_numpy())
         np.add.at(wins, (prompt, second, first), 1 - verdicts["score"].to_numpy())
         strength, low, high = bradley_terry(wins, ranked.index(plan.baseline.trial_id))
-        rows += list(zip(itertools.repeat(criterion), ranked, strength, low, high, strict=False))
-    table = pd.DataFrame(rows, columns=["criterion", "trial_id", "strength", "low", "high"])
+        constant = itertools.repeat(verdict_scale(verdicts))
+        rows += list(zip(itertools.repeat(criterion), ranked, strength, low, high, constant, strict=False))
+    table = pd.DataFrame(rows, columns=["criterion", "trial_id", "strength", "low", "high", "verdicts"])
     return table.sort_values(["criterion", "strength"], ascending=[True, False], ignore_index=True)

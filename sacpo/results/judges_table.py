@@ -31,6 +31,7 @@ COLUMNS = [
     "held_out_low",
     "held_out_high",
     "canary_warnings",
+    "verdicts",
 ]
 
 
@@ -62,6 +63,7 @@ def judges_table(plan: Plan, outputs: StoredOutputs) -> pd.DataFrame:
                 "panel": name or MAIN,
                 "judge": judge_name(payload.judge),
                 "judge_revision": judge_revision(payload.judge),
+                "verdicts": payload.judge.verdicts,
                 **_canary_columns(canary, outputs),
                 **_accuracy_columns(plan.steps[step_id].parents.get("model"), outputs),
             }

@@ -14,12 +14,28 @@ from sacpo.judges.verdicts import SCORES, order_inconsistency
 from sacpo.statistics.win_rate import Estimate, estimates, win_rate
 
 _CALL = ["prompt_id", "sample", "repeat", "order", "outcome"]
-_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"), 0)
+NAN = float("nan")
+_UNKNOWN = Estimate(NAN, NAN, NAN, 0)
 
 
 def scored(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The decided verdicts, with a column `score`: 1 win, 0.5 tie, 0 loss."""
-    return verdicts.assign(score=verdicts["outcome"].map(SCORES).astype(float)).dropna(subset="score")
+    """The decided verdicts, with a column `score` in [0, 1]."""
+    return verdicts.assign(score=verdict_scores(verdicts)).dropna(subset="score")
+
+
+def verdict_scores(verdicts: pd.DataFrame) -> pd.Series[float]:
+    """The score of every verdict in [0, 1]; NaN if it is not decided.
+
+    Verdicts of older versions have no column `score`; theirs is that of the outcome.
+    """
+    by_outcome = verdicts["outcome"].map(SCORES).astype(float)
+    return verdicts["score"].astype(float).fillna(by_outcome) if "score" in verdicts else by_outcome
+
+
+def verdict_scale(verdicts: pd.DataFrame) -> str:
+    """What the scores of these verdicts are, as the judge's setting `verdicts` says; empty without verdicts."""
+    scales = verdicts["verdicts"] if "verdicts" in verdicts else pd.Series("outcomes", verdicts.index)
+    return " and ".join(sorted(scales.fillna("outcomes").unique()))
 
 
 def prompt_matrix(decided: pd.DataFrame, columns: str = "trial_id") -> pd.DataFrame:
@@ -61,6 +77,10 @@ def criterion_columns(criterion: str, verdicts: pd.DataFrame, estimate: Estimate
         f"{criterion}_order_inconsistency": float("nan") if inconsistency is None else inconsistency,
         f"{criterion}_worst_category": category,
         f"{criterion}_worst_category_rate": category_rate,
+        f"{criterion}_verdicts": verdict_scale(verdicts),
+        f"{criterion}_no_verdict_mass": float(decided["no_verdict_mass"].mean())
+        if "no_verdict_mass" in decided
+        else NAN,
     }
 
 
@@ -80,8 +100,8 @@ def categories(decided: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for keys, group in decided[decided["category"].fillna("") != ""].groupby(["trial_id", "criterion", "category"]):
         estimate = win_rate(group["score"].to_numpy(), group["prompt_id"].to_numpy())
-        rows.append((*keys, estimate.value, estimate.low, estimate.high, estimate.n_prompts))
-    names = ["trial_id", "criterion", "category", "win_rate", "low", "high", "n_prompts"]
+        rows.append((*keys, estimate.value, estimate.low, estimate.high, estimate.n_prompts, verdict_scale(group)))
+    names = ["trial_id", "criterion", "category", "win_rate", "low", "high", "n_prompts", "verdicts"]
     return pd.DataFrame(rows, columns=names)
 
 
@@ -89,7 +109,7 @@ def _bounds_for_undecided(verdicts: pd.DataFrame) -> tuple[float, float]:
     """The win rate if every undecided verdict were lost, and if it were won."""
     if verdicts.empty:
         return float("nan"), float("nan")
-    scores = verdicts["outcome"].map(SCORES).astype(float)
+    scores = verdict_scores(verdicts)
     low, high = (float(scores.fillna(value).groupby(verdicts["prompt_id"]).mean().mean()) for value in (0.0, 1.0))
     return low, high
 

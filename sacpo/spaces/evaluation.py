@@ -58,6 +58,9 @@ Prompts = Annotated[SyntheticPrompts | PromptFile | PromptRows, Field(discrimina
 # ---------------------------------------------------------------------------------------------------------- the judges
 
 
+VerdictScale = Literal["outcomes", "probabilities"]
+
+
 class JudgeBase(Strict):
     """Base of the settings of all judges.
 
@@ -72,6 +75,12 @@ class JudgeBase(Strict):
     loads_model: ClassVar[bool] = False
     calls_endpoint: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
+
+    verdicts: VerdictScale = Field(
+        "outcomes",
+        description="score of a verdict: 1, 0.5 or 0 for win, tie or loss (outcomes, default), or the probability of a "
+        "win, ties half (probabilities)",
+    )
 
 
 class GoldJudge(JudgeBase):
@@ -212,6 +221,11 @@ class LLMJudge(JudgeBase):
     seed: int | None = Field(None, ge=0, description="seed that is sent to the endpoint; null sends none")
     response_format: Literal["json_schema"] | None = Field(
         "json_schema", description="format of replies that is asked for; null sends none"
+    )
+    reasons: bool = Field(
+        True,
+        description="whether the judge writes its reasons before the verdict (true, default); without them a reply "
+        "takes a few tokens",
     )
     system_role: Literal["system", "developer"] | None = Field(
         "system", description="role of the message with the instructions; null puts them into the user's message"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import assert_never
 
 from sacpo.spaces.document import Setting, dotted
-from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, Prompts, TrainedJudge
+from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, Prompts, TrainedJudge
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import (
     ChainGrid,
@@ -176,6 +176,8 @@ def _check_judges(space: Space, report: Report) -> None:
             )
         if isinstance(judge, TrainedJudge):
             _check_trained_judge(space, setting, judge, report)
+        if judge.verdicts == "probabilities":
+            _check_probabilities(setting, judge, report)
         if isinstance(judge, LLMJudge):
             _check_endpoint(setting, judge, report)
     if trained and space.data.judge_fraction == 0:
@@ -185,6 +187,15 @@ def _check_judges(space: Space, report: Report) -> None:
         )
     if not trained and space.data.judge_fraction > 0:
         report(("data", "judge_fraction"), "keeps prompts for trained judges, but this space has none; leave it out")
+
+
+def _check_probabilities(setting: Setting, judge: JudgeSettings, report: Report) -> None:
+    """Settings of single outcomes, which a judge that gives probabilities would ignore."""
+    ignored = {"tie_margin": 0, "repeats": 1, "seed": 0} if isinstance(judge, NoisyJudge) else {"tie_margin": 0}
+    for name, neutral in ignored.items():
+        value = getattr(judge, name, neutral)
+        if value != neutral:
+            report((*setting, name), f"is {value:g}, which has no effect with verdicts: probabilities; leave it out")
 
 
 def _check_trained_judge(space: Space, setting: Setting, judge: TrainedJudge, report: Report) -> None:

@@ -24,7 +24,8 @@ def bradley_terry(
     only which resamples are drawn.
 
     Args:
-        wins: Shape (prompts, n, n): how often policy i beat policy j on each prompt. A tie is half a win for each.
+        wins: Shape (prompts, n, n): how often policy i beat policy j on each prompt. A tie is half a win for each, and
+            a verdict that is a probability is a fraction of a win for each.
         baseline: Index of the policy whose strength is 0.
 
     Returns:

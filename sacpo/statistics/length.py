@@ -23,7 +23,7 @@ def length_controlled(
     term does not distinguish them. A tie counts as half a win and half a loss.
 
     Args:
-        scores: Shape (n,), one entry per decided verdict of the sweep: 1.0 win, 0.5 tie, 0.0 loss.
+        scores: Shape (n,), one entry per decided verdict of the sweep, in [0, 1].
         trials: Length n, the trial id of each verdict (all ids of one type).
         length_differences: Shape (n,), length of the policy's answer minus length of the baseline's, in any unit.
 

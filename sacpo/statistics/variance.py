@@ -72,7 +72,7 @@ def variance_split(scores: ArrayLike, prompts: Ids, seeds: Ids, cells: Ids) -> V
     prompts' means, less the contribution of repeats.
 
     Args:
-        scores: Shape (n,), one entry per decided verdict: 1.0 win, 0.5 tie, 0.0 loss.
+        scores: Shape (n,), one entry per decided verdict, in [0, 1].
         prompts: Length n, the prompt id of each verdict (all ids of one type, as in the next two lists).
         seeds: Length n, the training seed of each verdict's policy.
         cells: Length n; verdicts with the same prompt, seed and cell are repeats of one call to the judge.

@@ -46,14 +46,15 @@ def prompt_means(scores: ArrayLike, prompts: Ids) -> tuple[NDArray[np.generic], 
     """Average decided verdicts within each prompt.
 
     Args:
-        scores: Shape (n,), one entry per decided verdict: 1.0 win, 0.5 tie, 0.0 loss. Failed calls are left out.
+        scores: Shape (n,), one entry per decided verdict in [0, 1]: 1 for a win, 0.5 for a tie, 0 for a loss, or the
+            probability of a win. Failed calls are left out.
         prompts: Length n, the prompt id of each verdict (all ids of one type).
 
     Returns:
         The distinct prompt ids, sorted, and the mean score of each; both of shape (prompts,).
 
     Raises:
-        ValueError: There is no verdict, a score is not one of the three, or the lengths differ.
+        ValueError: There is no verdict, a score is outside [0, 1], or the lengths differ.
     """
     values = np.asarray(scores, dtype=np.float64)
     ids = np.asarray(prompts)
@@ -61,8 +62,8 @@ def prompt_means(scores: ArrayLike, prompts: Ids) -> tuple[NDArray[np.generic], 
         raise ValueError(f"scores and prompts must be lists of one length, not of shapes {values.shape}, {ids.shape}")
     if values.size == 0:
         raise ValueError("a win rate needs at least one decided verdict")
-    if not np.isin(values, (0.0, 0.5, 1.0)).all():
-        raise ValueError("each score must be 1.0 (win), 0.5 (tie) or 0.0 (loss)")
+    if not ((values >= 0) & (values <= 1)).all():  # False for NaN
+        raise ValueError("each score must be within 0 (loss) and 1 (win)")
     distinct, index = np.unique(ids, return_inverse=True)
     return distinct, np.bincount(index, weights=values) / np.bincount(index)
 
@@ -71,7 +72,8 @@ def win_rate(scores: ArrayLike, prompts: Ids) -> Estimate:
     """Estimate a win rate from decided verdicts, as `estimates` does for the one column of `prompt_means`.
 
     Args:
-        scores: Shape (n,), one entry per decided verdict: 1.0 win, 0.5 tie, 0.0 loss. Failed calls are left out.
+        scores: Shape (n,), one entry per decided verdict in [0, 1]: 1 for a win, 0.5 for a tie, 0 for a loss, or the
+            probability of a win. Failed calls are left out.
         prompts: Length n, the prompt id of each verdict (all ids of one type).
 
     Returns:
@@ -79,7 +81,7 @@ def win_rate(scores: ArrayLike, prompts: Ids) -> Estimate:
         verdicts.
 
     Raises:
-        ValueError: There is no verdict, a score is not one of the three, or the lengths differ.
+        ValueError: There is no verdict, a score is outside [0, 1], or the lengths differ.
     """
     return estimates(prompt_means(scores, prompts)[1][:, None])[0]
 

@@ -43,6 +43,8 @@ _SCHEMA = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("completion_tokens", pa.int64()),
         ("refused", pa.bool_()),
+        ("score", pa.float64()),
+        ("no_verdict_mass", pa.float64()),
     ]
 )
 
@@ -85,15 +87,16 @@ def canary(job: Job[CanaryPayload]) -> StepReport:
         raise StepError(
             f"{name} decided none of {len(pairs)} canned pairs; its first reply was {_excerpt(verdicts[0])}"
         )
-    scores = [SCORES[v.outcome] for v in decided]
-    rate = win_rate(scores, [v.pair for v in decided])
+    # By outcomes, for probabilities too: the better answer of these pairs is known, and a cautious judge is no bad one.
+    rate = win_rate([SCORES[v.outcome] for v in decided], [v.pair for v in decided])
     inconsistency = order_inconsistency(((v.pair, v.repeat), v.order, v.outcome) for v in decided)
     if inconsistency is not None and inconsistency > 0.5:
         raise StepError(
             f"{name} follows the order in which answers are shown: on {inconsistency:.0%} of canned pairs its verdict "
             f"changed with the order; use another judge; {_SKIP}"
         )
-    warning = _canary_problem(name, rate, payload.judge.is_trained, has_losses=min(scores) < 0.5)
+    has_losses = any(v.outcome == "loss" for v in decided)
+    warning = _canary_problem(name, rate, payload.judge.is_trained, has_losses)
     report.metrics = CanaryMetrics(
         **counts.model_dump(),
         win_rate=rate.value,
@@ -168,9 +171,10 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
     """
     payload: JudgePayload = job.payload
     judge, criterion = payload.judge, payload.criterion
+    probabilities = judge.verdicts == "probabilities"
     match judge:
         case GoldJudge():
-            return scalar.by_score(scalar.gold(criterion))
+            return scalar.by_score(scalar.gold(criterion), probabilities=probabilities)
         case NoisyJudge():
             return noisy(
                 criterion,
@@ -178,6 +182,7 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
                 order_bias=judge.order_bias,
                 repeats=judge.repeats,
                 seed=judge.seed,
+                probabilities=probabilities,
             )
         case LLMJudge():
             from sacpo.judges.chat import chat  # imports openai
@@ -202,7 +207,9 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
                 max_length=judge.max_length,
                 output=judge.output,
             )
-            return scalar.by_score(score, tie_margin=judge.tie_margin, unscored=scalar.TOO_LONG)
+            return scalar.by_score(
+                score, tie_margin=judge.tie_margin, probabilities=probabilities, unscored=scalar.TOO_LONG
+            )
         case TrainedJudge():
             assert isinstance(payload.inputs, TrainedModelFormat)
             score = scalar.reward_model(
@@ -214,7 +221,11 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
             )
             temperature = _temperature(job)
             return scalar.by_score(
-                score, tie_margin=judge.tie_margin, temperature=temperature, unscored=scalar.TOO_LONG
+                score,
+                tie_margin=judge.tie_margin,
+                temperature=temperature,
+                probabilities=probabilities,
+                unscored=scalar.TOO_LONG,
             )
         case _:
             assert_never(judge)
@@ -265,7 +276,7 @@ def _check_even(verdicts: list[Verdict], pairs: list[AnswerPair]) -> None:
         raise StepError(
             f"none of {len(verdicts)} verdicts was decided; the judge's first reply was {_excerpt(verdicts[0])}"
         )
-    means = prompt_means([SCORES[v.outcome] for v in decided], [pairs[v.pair].prompt_id for v in decided])[1]
+    means = prompt_means([v.decided_score for v in decided], [pairs[v.pair].prompt_id for v in decided])[1]
     rate = estimates(means[:, None], _A_A_CONFIDENCE)[0]
     if not rate.low <= 0.5 <= rate.high:
         raise StepError(
