@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    plan = make_plan(load_space(arguments.space, arguments.set), canaries=not arguments.skip_canaries)
+    only_shown: bool = arguments.dry_run
+    space = load_space(arguments.space, arguments.set, only_shown)
+    plan = make_plan(space, not arguments.skip_canaries, only_shown)
     location = ResultsLocation(arguments.results or DEFAULT_RESULTS / plan.space.name)
     kept = find_kept(location)
     kept_store = location.default_store

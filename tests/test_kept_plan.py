@@ -35,7 +35,7 @@ def no_planning(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("the kept plan is used")
 
-    for name in ("planning.planner.make_plan", "planning.planner.read_source", "planning.graph.Graph.content"):
+    for name in ("planning.planner.make_plan", "planning.prompt_sets.read_source", "planning.graph.Graph.content"):
         monkeypatch.setattr(f"sacpo.{name}", refuse)
     monkeypatch.setattr(sweep_module, "make_plan", refuse)
     for kind, entry in KINDS.items():

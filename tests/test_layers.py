@@ -366,9 +366,9 @@ def outside_paths(text: str, folder: Path) -> list[str]:
 
 
 def test_a_path_outside_the_repository_is_seen() -> None:
-    text = "path: ../../data/x.json, [README](../README.md), `a/../../b`, ..., ../"
-    assert outside_paths(text, ROOT / "docs") == ["../../data/x.json"]
-    assert outside_paths(text, ROOT) == ["../../data/x.json", "../README.md", "a/../../b", "../"]
+    text = "path: ../../elsewhere/x.json, [README](../README.md), `a/../../b`, ..., ../"
+    assert outside_paths(text, ROOT / "docs") == ["../../elsewhere/x.json"]
+    assert outside_paths(text, ROOT) == ["../../elsewhere/x.json", "../README.md", "a/../../b", "../"]
 
 
 @pytest.mark.parametrize("path", SHIPPED_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -27,8 +27,8 @@ def test_the_papers_grid_of_25_variants_expands_from_one_file(tmp_path: Path) ->
     methods = [trial.method for trial in plan.trials]
     counts = {method: methods.count(method) for method in dict.fromkeys(methods)}
     assert counts == {"sft": 1, "one-step": 3, "sacpo": 16, "p-sacpo": 3, "naive-merge": 3, "sentinel": 2}
-    # 3 one-step + 16 two-step trainings and 2 judges; without sharing 3 + 16 x 2 + 6 merges x 2, and the judges
-    assert plan.trainings() == (21, 3 + 32 + 12 + 2)
+    # 3 one-step + 16 two-step trainings; without sharing 3 + 16 x 2 + 6 merges x 2
+    assert plan.trainings() == (19, 3 + 32 + 12)
 
 
 def test_trials_have_the_parameters_that_their_labels_name() -> None:

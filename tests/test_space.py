@@ -135,44 +135,34 @@ def test_an_override_of_one_stage_changes_only_that_stage() -> None:
 # ------------------------------------------------------------------------------------------------------- local inputs
 
 
-def local_inputs(path: Path) -> list[str]:
-    """The paths of data and prompt files that a space names."""
-    data = yaml.safe_load(path.read_text())
-    sources = [data["data"]["demonstrations"]] if "demonstrations" in data["data"] else []
-    sources += data["data"]["preferences"].values()
-    sources += [data["evaluation"][name]["prompts"] for name in ("helpfulness", "harmlessness")]
-    return [source["path"] for source in sources if "path" in source and "revision" not in source]
-
-
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
-def test_every_space_loads_when_its_inputs_are_beside_it(path: Path, tmp_path: Path) -> None:
-    shutil.copy(path, tmp_path)
-    for name in local_inputs(path):
-        assert (tmp_path / name).resolve().is_relative_to(tmp_path.resolve()), "outside the folder of the space"
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    space = load_space(tmp_path / path.name)
-    assert space.name == path.stem
-    for criterion in space.evaluation.criteria.values():
-        if not criterion.prompts.synthetic:
-            assert Path(criterion.prompts.path).is_relative_to(tmp_path.resolve())
-
-
-def test_no_space_is_left_out() -> None:
-    assert {path.stem for path in SPACES} == {"quickstart", "paper", "smollm2"}
-
-
 def test_a_missing_input_is_reported_with_its_line_and_the_way_out(tmp_path: Path) -> None:
     path = tmp_path / "smollm2.yaml"
     shutil.copy(ROOT / "tune_spaces" / "smollm2.yaml", path)
     with pytest.raises(SpaceError) as caught:
-        load_space(path)
-    assert len(caught.value.problems) == 5
-    line = next(i for i, row in enumerate(path.read_text().splitlines(), 1) if row.startswith("  demonstrations"))
-    demonstrations, *_, prompts = caught.value.problems
-    assert demonstrations.startswith(f"line {line}: data.demonstrations.path: there is no 'data/hh-rlhf/")
+        load_space(path, ["data.demonstrations.path=rows.jsonl", "data.demonstrations.revision=null"])
+    demonstrations, *prompts = caught.value.problems
+    assert demonstrations.startswith("--set: data.demonstrations.path: there is no 'rows.jsonl'")
     assert "or for a hub id give its `revision`" in demonstrations
-    assert prompts.endswith(f"in {tmp_path.resolve()}; correct the path")
+    line = next(i for i, row in enumerate(path.read_text().splitlines(), 1) if "helpful_problem.json}" in row)
+    assert prompts[0].startswith(f"line {line}: evaluation.helpfulness.prompts.path: there is no 'data/helpful_problem")
+    assert prompts[1].endswith(f"in {tmp_path.resolve()}; correct the path")
+
+
+def test_conflicts_and_missing_inputs_are_reported_together(text: str, tmp_path: Path) -> None:
+    found = problems(text, tmp_path, "model={kind: pretrained, path: absent}")
+    assert any("model.path: there is no 'absent'" in problem for problem in found)
+    assert any("a pretrained model needs files" in problem for problem in found)
+
+
+def test_mappings_are_merged_and_their_own_keys_win(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    first, second = "{<<: &a {rows: 8, seed: 1, kind: synthetic}, seed: 2}", "{<<: [{rows: 9}, *a]}"
+    path.write_text(text.replace("{kind: synthetic, rows: 16384, garbled_fraction: 0.12}", first, 1).replace(
+        "{kind: synthetic, rows: 16384, garbled_fraction: 0.12}", second, 1))  # fmt: skip
+    preferences = load_space(path).model_dump()["data"]["preferences"]
+    assert [(p["rows"], p["seed"]) for p in preferences.values()] == [(8, 2), (9, 1)]
+    refused = problems(text.replace("merges:", "merges:\n  - {<<: 3}"), tmp_path)
+    assert any("merges.0: << takes mappings" in problem for problem in refused)
 
 
 def test_a_hub_id_needs_a_revision_and_stays_as_it_is(text: str, tmp_path: Path) -> None:

@@ -28,13 +28,24 @@ def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
         if isinstance(judge, LLMJudge):
             criterion = str(where[1])
             steps = _steps_of(plan, criterion, judge)
+            if _prompt_count(plan, criterion) is None:
+                lines.append(f"{dotted(where)}: {judge.model}; its calls are known once the prompts are read")
+                continue
             calls = sum(_calls(plan, payload, judge) for step_id, payload in steps if not is_done(step_id))
             price = _price(plan, criterion, judge, calls)
             lines.append(f"{dotted(where)}: {judge.model}, at most {calls:,} calls{price}")
-    for criterion, prompts in plan.prompts.items():
-        shown = f"a win rate {smallest_difference(len(prompts)):.3f} away from 0.5 (80 % power, worst case)"
-        lines.append(f"{criterion}: {len(prompts)} prompts can show {shown}")
+    for criterion in plan.criteria:
+        count = _prompt_count(plan, criterion)
+        if count is not None:
+            shown = f"a win rate {smallest_difference(count):.3f} away from 0.5 (80 % power, worst case)"
+            lines.append(f"{criterion}: {count} prompts can show {shown}")
     return lines
+
+
+def _prompt_count(plan: Plan, criterion: str) -> int | None:
+    """Prompts of a criterion; None if they are not at hand yet and no `limit` says how many there will be."""
+    limit: int | None = getattr(plan.space.evaluation.criteria[criterion].prompts, "limit", None)
+    return len(plan.prompts[criterion]) or limit
 
 
 def _steps_of(plan: Plan, criterion: str, judge: LLMJudge) -> Iterator[tuple[str, JudgePayload]]:
@@ -49,7 +60,7 @@ def _calls(plan: Plan, payload: JudgePayload, judge: LLMJudge) -> int:
     if isinstance(payload, CanaryPayload):
         pairs = len(canned_pairs(payload.criterion, payload.sentences))
     else:
-        pairs = len(plan.prompts[payload.criterion]) * plan.space.evaluation.generation.samples
+        pairs = (_prompt_count(plan, payload.criterion) or 0) * plan.space.evaluation.generation.samples
     return pairs * 2 * judge.repeats
 
 
@@ -61,6 +72,6 @@ def _price(plan: Plan, criterion: str, judge: LLMJudge, calls: int) -> str:
     if judge.max_tokens is None:
         return ", whose price is not known: max_tokens is null, so the endpoint decides how long a reply is"
     frame = sum(len(message["content"]) for message in messages(RUBRICS[criterion], "", "", "", "0" * 16))
-    prompt = max(len(prompt.text) for prompt in plan.prompts[criterion])
+    prompt = max((len(prompt.text) for prompt in plan.prompts[criterion]), default=0)
     tokens = (frame + prompt) / _CHARACTERS_A_TOKEN + 2 * plan.space.evaluation.generation.max_new_tokens
     return f", at most about {calls * (tokens * prices[0] + judge.max_tokens * prices[1]) / 1e6:,.2f} for them"

@@ -6,6 +6,7 @@ import glob
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sacpo.data.prompts import Prompt
 from sacpo.data.sources import matching_files
@@ -47,10 +48,19 @@ class Graph:
             self.contents[key] = _source_content(path, revision)
         return self.contents[key]
 
-    def add_prompts(self, prompts: Iterable[Prompt]) -> str:
-        """Keep a set of prompts; returns the id by which payloads name it."""
+    def add_prompts(self, prompts: Iterable[Prompt], identity: Any = None) -> str:
+        """Keep a set of prompts.
+
+        Args:
+            prompts: The prompts; none if a plan is only shown and they are not at hand.
+            identity: What identifies them in place of their content: a hub repository, its revision and settings.
+
+        Returns:
+            The id by which payloads name the set.
+        """
         prompts = tuple(prompts)
-        texts = canonical([[prompt.prompt_id, prompt.text, prompt.category] for prompt in prompts])
+        content = [[prompt.prompt_id, prompt.text, prompt.category] for prompt in prompts]
+        texts = canonical(identity or content)
         key = f"prompts-{hashlib.sha256(texts.encode()).hexdigest()[:20]}"
         self.prompt_sets[key] = prompts
         return key

@@ -11,74 +11,53 @@ import re
 from collections.abc import Iterator
 from typing import Any, assert_never
 
-from sacpo.data.prompts import Prompt, prompts_of_rows, read_prompts
 from sacpo.hashing import content_id
 from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, judges_of
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
 from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
-from sacpo.spaces.evaluation import PromptFile, PromptRows, Prompts, SyntheticPrompts, TrainedJudge
+from sacpo.spaces.evaluation import TrainedJudge
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import ChainGrid, NaiveMerge, Parent, PSacpo, Space, parse_chain
-from sacpo.synthetic.world import PROMPTS
 
 
-def make_plan(space: Space, canaries: bool = True) -> Plan:
+def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> Plan:
     """Expand a space.
 
     Args:
         space: The space.
         canaries: Whether judges are tried on canned pairs and on the baseline against itself before policies train.
+        only_shown: The plan is only shown (`--dry-run`), so prompts of the hub are not read and files may be missing.
 
     Raises:
         DataError: a file that the space names cannot be read.
     """
     graph = Graph()
-    criteria = space.evaluation.criteria
-    prompts = {name: graph.add_prompts(read_source(criterion.prompts)) for name, criterion in criteria.items()}
-    texts = {prompt.text for key in prompts.values() for prompt in graph.prompt_sets[key]}
-    # In the synthetic world training and evaluation ask the same prompts.
-    excluded = graph.add_prompts(Prompt.of(text, "") for text in sorted(texts) if not space.synthetic)
-    training = TrainingSteps(graph, space, excluded)
+    prompts = add_prompt_sets(graph, space, only_shown)
+    training = TrainingSteps(graph, space, prompts.excluded)
     judge_models = {
         judge_model_key(judge): training.judge(judge, criterion)
         for criterion, judge in judges_of(space)
         if isinstance(judge, TrainedJudge)
     }
-    evaluation = EvaluationSteps(graph, space, prompts, judge_models)
+    evaluation = EvaluationSteps(graph, space, prompts.criteria, judge_models)
     trials = _Trials(space, training, evaluation)
     checks = tuple(evaluation.canaries()) if canaries else ()
     trials.expand(canaries)
     # The synthetic world's texts are known to fit.
-    inspection = None if space.synthetic else training.inspection(prompts)
+    inspection = None if space.synthetic else training.inspection(prompts.by_criterion)
     return Plan(
         space=space,
         trials=tuple(trials.by_id.values()),
         steps=graph.steps,
-        criteria=prompts,
+        criteria=prompts.criteria,
         prompt_sets=graph.prompt_sets,
-        notes=tuple(_notes(space, graph)),
+        notes=(*_notes(space, graph), *(_notes_for_show(space, graph) if only_shown else ())),
         canaries=checks,
         inspection=inspection,
     )
-
-
-def read_source(source: Prompts) -> list[Prompt]:
-    """The prompts that a criterion's `prompts` setting names.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    match source:
-        case SyntheticPrompts():
-            return [Prompt.of(text, kind) for text, kind in PROMPTS if source.category in ("all", kind)]
-        case PromptFile():
-            return read_prompts(source.path, source.limit)
-        case PromptRows():
-            return prompts_of_rows(source)
-        case _:
-            assert_never(source)
 
 
 class _Trials:
@@ -206,3 +185,13 @@ def _notes(space: Space, graph: Graph) -> Iterator[str]:
     for content in graph.contents.values():
         if isinstance(content, HubContent) and not re.fullmatch("[0-9a-f]{40}", content.revision):
             yield f"{content.hub}: revision {content.revision!r} may move; a commit would pin it"
+
+
+def _notes_for_show(space: Space, graph: Graph) -> Iterator[str]:
+    """Notes of a plan that is only shown: what is not at hand yet."""
+    hub = [
+        f"{content.hub} ({content.revision})" for content in graph.contents.values() if isinstance(content, HubContent)
+    ]
+    if hub:
+        yield f"the sweep reads from the hub: {', '.join(dict.fromkeys(hub))}"
+    yield from notes_on_prompts(space)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from sacpo.data.prompts import Prompt
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import (
     STAGE_PAYLOADS,
@@ -72,20 +70,15 @@ class TrainingSteps:
         payload = ProbabilitiesPayload(world=WORLD_VERSION, q=q, loading=self.space.model.loading)
         return self.graph.add("probabilities", f"probabilities {label}", payload, policy)
 
-    def inspection(self, prompts: Mapping[str, str]) -> str:
+    def inspection(self, prompts: str) -> str:
         """The inspection of everything that was planned so far; returns the step id.
 
         Args:
-            prompts: Criterion to the id of its prompts.
+            prompts: Id of all prompts, with the criterion in place of the category.
         """
-        by_criterion = [
-            Prompt(prompt.prompt_id, prompt.text, criterion)
-            for criterion, key in prompts.items()
-            for prompt in self.graph.prompt_sets[key]
-        ]
         roles = {data: f"data{i}" for i, data in enumerate(self._batch_sizes)}
         payload = InspectionPayload(
-            prompts=self.graph.add_prompts(by_criterion),
+            prompts=prompts,
             prompt_template=self.space.prompt_template,
             max_length=self.space.data.max_length,
             max_new_tokens=self.space.evaluation.generation.max_new_tokens,

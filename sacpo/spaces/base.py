@@ -28,10 +28,12 @@ class InputPath:
     Attributes:
         hub: The setting may also be a Hugging Face hub id; the model then has a field `revision`.
         several: The setting may also be a glob, or a list of paths and globs.
+        needed_to_plan: False for a file that may be missing while a plan is only shown (`--dry-run`).
     """
 
     hub: bool = False
     several: bool = False
+    needed_to_plan: bool = True
 
 
 LocalPath = Annotated[str, InputPath()]

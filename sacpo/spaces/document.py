@@ -32,12 +32,14 @@ class Document:
         data: The settings as YAML gives them.
         lines: `line 3` or `--set` by setting; empty if the data come from no file.
         problems: One line for each problem.
+        only_shown: The plan is only shown, so that files which it does not need may be missing.
     """
 
     source: str
     data: dict[str, Any]
     lines: dict[Setting, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    only_shown: bool = False
 
     def line(self, setting: Setting) -> str:
         """`line 3: ` of a setting, or of the closest setting around it; empty if neither has a line."""
@@ -140,12 +142,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _merged(loader: _Loader, node: yaml.MappingNode, setting: Setting, document: Document) -> dict[str, Any]:
+    """The settings that a mapping takes from others with `<<: *name` or `<<: [*name, *other]`, the first one first."""
+    merged: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        if key_node.tag == _MERGE:
+            parts = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+            for part in parts:
+                if isinstance(part, yaml.MappingNode):
+                    merged = _build(loader, part, setting, document) | merged
+                else:
+                    document.problems.append(
+                        f"line {part.start_mark.line + 1}: {dotted(setting)}: << takes mappings; give an anchor of one"
+                    )
+    return merged
+
+
 def _build(loader: _Loader, node: yaml.Node, setting: Setting, document: Document) -> Any:
     """The data of a YAML node; notes lines and duplicate keys in the document."""
-    document.lines[setting] = f"line {node.start_mark.line + 1}"
     if isinstance(node, yaml.MappingNode):
+        merged = _merged(loader, node, setting, document)
+        document.lines[setting] = f"line {node.start_mark.line + 1}"
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = str(loader.construct_object(key_node, deep=True))
             entry = (*setting, key)
             line = f"line {key_node.start_mark.line + 1}"
@@ -154,7 +178,8 @@ def _build(loader: _Loader, node: yaml.Node, setting: Setting, document: Documen
                 document.problems.append(f"{line}: {dotted(entry)}: is given twice (first: {first}); remove one")
             result[key] = _build(loader, value_node, entry, document)
             document.lines[entry] = line
-        return result
+        return merged | result
+    document.lines[setting] = f"line {node.start_mark.line + 1}"
     if isinstance(node, yaml.SequenceNode):
         return [_build(loader, item, (*setting, i), document) for i, item in enumerate(node.value)]
     return loader.construct_object(node, deep=True)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
+from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, Name, Strict
 from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
@@ -35,7 +35,7 @@ class PromptFile(Strict):
     synthetic: ClassVar[bool] = False
 
     kind: Literal["file"] = Field(description="prompts from a local file")
-    path: LocalPath = Field(
+    path: Annotated[str, InputPath(needed_to_plan=False)] = Field(
         description="JSON list, JSONL or CSV file with a column `prompt` and, optionally, `category`; "
         "relative to the space file"
     )

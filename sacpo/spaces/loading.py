@@ -24,12 +24,13 @@ from sacpo.spaces.validation import conflicts
 _Settings = TypeVar("_Settings", bound=Strict)
 
 
-def load_space(path: Path, overrides: list[str] | None = None) -> Space:
+def load_space(path: Path, overrides: list[str] | None = None, only_shown: bool = False) -> Space:
     """Read and check a space file.
 
     Args:
         path: The YAML file. Paths in it are relative to its folder.
         overrides: `key.subkey=value` texts (list items by index), applied before the checks.
+        only_shown: The plan is only shown (`--dry-run`), so that files of prompts may be missing.
 
     Returns:
         The space, with absolute paths of local inputs.
@@ -38,9 +39,9 @@ def load_space(path: Path, overrides: list[str] | None = None) -> Space:
         SpaceError: lists every problem.
     """
     document = read_document(path, overrides or [])
+    document.only_shown = only_shown
     space: Space = _validate(Space, document)
     document.problems += [document.line(setting) + text for setting, text in conflicts(space)]
-    document.raise_problems()
     return _with_absolute_paths(space, path.parent, document)
 
 
@@ -197,7 +198,8 @@ def _resolved(value: Any, folder: Path, setting: Setting, document: Document) ->
                 update[name] = paths
                 continue
             local = folder if isinstance(part, list) else (folder / part).resolve()
-            if local.exists() and not isinstance(part, list):
+            may_be_missing = document.only_shown and not marker.needed_to_plan
+            if (local.exists() or may_be_missing) and not isinstance(part, list):
                 update[name] = str(local)
             elif not marker.hub or getattr(value, "revision", None) is None:
                 document.problems.append(

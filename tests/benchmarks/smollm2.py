@@ -78,7 +78,16 @@ def write_data(folder: Path, rows: int) -> Path:
 
 def data_settings(folder: Path) -> list[str]:
     """The settings that take conversations and prompts from a folder."""
-    rows = [f"data.{source}.path={folder / f'hh_{kind}-base.test.jsonl.gz'}" for source, kind in SOURCES.items()]
+    rows = [
+        f"data.{source}.{setting}"
+        for source, kind in SOURCES.items()
+        for setting in (
+            f"path={folder / f'hh_{kind}-base.test.jsonl.gz'}",
+            "revision=null",
+            "data_dir=null",
+            "split=train",
+        )
+    ]
     prompts = [f"evaluation.{n}.prompts.path={folder / f'prompts_{kind}.json'}" for n, kind in OBJECTIVES.items()]
     return [*rows, *prompts]
 
