@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from sacpo.errors import SacpoError
 from sacpo.store.results_location import ResultsLocation
@@ -13,19 +14,21 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 the report is written, 2 the folder has no results or cannot be written."""
     parser = argparse.ArgumentParser(prog="sacpo report", description=__doc__)
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("--picture", type=Path, help="write the picture of the front here too: a .png, .svg or .pdf")
     arguments = parser.parse_args(argv)
     from sacpo.runs.report_run import rebuild_report
 
     try:
         location = ResultsLocation(arguments.results)
-        problem = rebuild_report(location)
+        problem = rebuild_report(location, arguments.picture)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if problem is not None:
         print(f"{problem}; the report is made from the tables as they were last written", file=sys.stderr)
-    for name in ("report.html", "pareto.png", "trials.csv"):
-        print(location.folder / name)
+    for path in (*(location.folder / name for name in ("report.html", "pareto.png", "trials.csv")), arguments.picture):
+        if path is not None:
+            print(path)
     return 0
 
 

@@ -65,7 +65,6 @@ OWNERS = {
     "aiohttp": ("store/s3_errors.py",),
     "yaml": ("spaces/",),
     "matplotlib": ("reporting/",),
-    "plotly": ("reporting/",),
     "jinja2": ("reporting/",),
     "rich": ("reporting/", "runs/"),
     "openai": ("judges/endpoint.py",),

@@ -13,7 +13,8 @@ import pytest
 from sacpo.planning.plan import Trial
 from sacpo.planning.planner import make_plan
 from sacpo.report import main
-from sacpo.reporting.interactive import draw_front_interactive
+from sacpo.reporting.page_data import page_data
+from sacpo.reporting.plots import place_labels
 from sacpo.reporting.series import all_series, drawn, front_points, optima, point_label
 from sacpo.reporting.write import write_report
 from sacpo.results.exact import objective_weights
@@ -83,7 +84,8 @@ def _results(trials: pd.DataFrame, exact: pd.DataFrame | None) -> Results:
     ]
     step = {"step_id": "train-1", "kind": "train", "label": "train x", "status": "failed", "error": ATTACK}
     steps = pd.DataFrame([step | {"seconds": NAN, "reused": False, "attempts": 2}])
-    verdicts = pd.DataFrame([key | {"outcome": "win"} for key in keys])
+    judged = {"outcome": "win", "panel": "", "baseline_id": "trial-0", "sample": 0}
+    verdicts = pd.DataFrame([key | judged for key in keys])
     run = RunFacts(
         run="run", command=("sacpo",), address="local", started_at=0.0, ended_at=3671.0, seconds=3671.0,
         versions={"sacpo": "2"}, git_commit=None,
@@ -118,6 +120,7 @@ def test_text_of_models_stays_text(page: str) -> None:
     assert "<script>alert(" not in page
     assert "<img src=https" not in page
     assert "&lt;script&gt;alert(" in page
+    assert "\\u003cscript\\u003ealert(" in page
 
 
 def test_page_loads_nothing(page: str) -> None:
@@ -137,7 +140,6 @@ def test_page_tells_what_happened(page: str) -> None:
     assert f"failed {REASON}" in text
     assert "0.700 [0.640, 0.760]" in text
     assert page.count('class="mark">★') == 4
-    assert page.count("<details><summary>sacpo 2") == 1
     assert "helpfulness main gpt 7 0.875 0.250 - - -" in text.replace("\N{EN DASH}", "-")
     assert "harmlessness rm trained_reward_model - - 0.710 1.500 0.031" in text.replace("\N{EN DASH}", "-")
 
@@ -146,7 +148,11 @@ def test_picture_is_drawn_whole(folder: Path) -> None:
     height, width, _ = matplotlib.image.imread(folder / "pareto.png").shape
     assert (width, height) == (1600, 875)
     assert (folder / "pareto.png").stat().st_size > 40_000
-    assert sorted(path.name for path in folder.iterdir()) == ["pareto.png", "report.html"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pareto.pdf", "pareto.png", "pareto.svg", "report.html"]
+    assert (folder / "pareto.pdf").read_bytes().startswith(b"%PDF")
+    svg = (folder / "pareto.svg").read_text()
+    for text in ("over 5 prompts (helpfulness), 5 (harmlessness)", "SACPO: dpo:helpfulness"):
+        assert text in svg
 
 
 @pytest.mark.parametrize("rows", [slice(0, 8), slice(0, 1), slice(2, 3), slice(6, 8)])
@@ -157,7 +163,7 @@ def test_report_of_any_part_of_a_sweep(rows: slice, exact: pd.DataFrame | None, 
         gold = ["expected_reward", "expected_safety", "support_mass", "share_of_optimum"]
         trials = trials.drop(columns=gold)
     write_report(_results(trials, exact), tmp_path)
-    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    assert 30_000 < (tmp_path / "report.html").stat().st_size < 2_000_000
 
 
 def test_report_before_anything_ran(tmp_path: Path) -> None:
@@ -169,8 +175,44 @@ def test_report_before_anything_ran(tmp_path: Path) -> None:
 def test_series_are_joined_along_lambda_and_label_what_varies() -> None:
     series = {s.name: s for s in all_series(drawn(_trials(), ("helpfulness", "harmlessness")))}
     (run,) = series["SACPO: dpo:helpfulness → dpo:harmlessness"].runs
-    assert [point_label(row) for row in run.to_dict("records")] == ["β/λ=0.1", "β/λ=0.025", "β/λ=0.01"]
+    assert [point_label(row) for row in run.to_dict("records")] == ["λ=1", "λ=4", "λ=10"]
     assert len({(s.colour, s.marker) for s in series.values()}) == len(series) == 4
+
+
+def test_a_method_looks_the_same_in_every_sweep() -> None:
+    def looks(rows: pd.DataFrame) -> dict[str, tuple[str, str]]:
+        return {s.name: (s.colour, s.marker) for s in all_series(rows)}
+
+    rows = drawn(_trials(), ("helpfulness", "harmlessness"))
+    assert looks(rows.iloc[2:]).items() <= looks(rows).items()
+    other = rows.iloc[2:4].assign(chain=["a", "b"])
+    (first, second) = looks(other).values()
+    assert first[1] == second[1]
+    assert first[0] != second[0]
+    assert looks(rows.iloc[2:3].assign(method="new"))
+
+
+def test_labels_never_collide() -> None:
+    from matplotlib.figure import Figure
+
+    rng = np.random.default_rng(0)
+    figure = Figure(figsize=(8.8, 7.2), dpi=125)
+    axes = figure.subplots()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    points = [*rng.random((25, 2)), *(0.5 + 0.06 * rng.random((12, 2)))]
+    boxes = place_labels(axes, [(x, y, "q=0.25", "#000000") for x, y in points], figure.dpi)
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not [pair for pair in pairs if pair[0].overlaps(pair[1])]
+
+
+def test_sentinels_do_not_stretch_the_axes() -> None:
+    from sacpo.reporting.plots import draw_front
+
+    refusal = _trial(8, "sentinel", "", (0.01, 0.99), label="always-refuse")
+    with_it = pd.concat([_trials(), pd.DataFrame([refusal]).assign(on_front=False)], ignore_index=True)
+    plain, crowded = (draw_front(_results(trials, None)).axes[0] for trials in (_trials(), with_it))
+    assert crowded.get_xlim() == plain.get_xlim()
+    assert {"always-refuse (0.01, 0.99)", "λ=4", "q=0.5"} <= {text.get_text() for text in crowded.texts}
 
 
 def test_runs_of_other_seeds_and_betas_are_not_joined() -> None:
@@ -190,12 +232,45 @@ def test_optima_are_read_where_the_trials_lambdas_are() -> None:
 
 
 def test_failed_trials_are_not_drawn() -> None:
-    figure = draw_front_interactive(_trials(), None)
-    hovers = [text for trace in figure.data for text in (trace.hovertext or ())]
-    assert len(hovers) == 6
-    assert not [text for text in hovers if "trial-6" in text or "trial-7" in text]
-    assert any("helpfulness 0.700 [0.640, 0.760], 40 verdicts" in text for text in hovers)
+    data = page_data(_results(_trials(), None))
+    shown = {trial["id"] for trial in data["trials"] if trial["series"]}
+    assert len(shown) == 6
+    assert not shown & {"trial-6", "trial-7"}
     assert front_points(_trials()) == [(0.62, 0.8), (0.7, 0.74), (0.76, 0.7), (0.8, 0.5)]
+    assert data["planes"][0]["front"] == front_points(_trials())
+
+
+def test_verdicts_stand_beside_the_answer_that_they_belong_to() -> None:
+    results = _results(_trials(), None)
+    own = results.verdicts.iloc[:1]  # trial-0, helpfulness, p0
+    others = [
+        own.assign(outcome="loss", **change) for change in ({"panel": "gpt"}, {"sample": 1}, {"baseline_id": "x"})
+    ]
+    table = pd.concat([results.verdicts, *others, own.assign(outcome="tie")], ignore_index=True)
+    answers = page_data(replace(results, verdicts=table))["answers"]["trial-0"]["helpfulness"]
+    assert sorted(answer["verdicts"] for answer in answers) == [["win"]] * 4 + [["win", "tie"]]
+    assert {answer["text"] for answer in answers} == {ATTACK}
+
+
+def test_an_empty_front_says_why(tmp_path: Path) -> None:
+    waiting = _results(_trials().iloc[6:8], None)
+    write_report(waiting, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The front is empty: no trial is done (1 failed, 1 pending)." in page
+    sentinel = pd.DataFrame([_trial(0, "sentinel", "", (0.1, 0.9))]).assign(on_front=False)
+    write_report(_results(sentinel, None), tmp_path)
+    assert "sentinels are never on it" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_answers_that_differ_most_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = _results(_trials(), None)
+    lost = results.verdicts["prompt_id"].eq("p3") & results.verdicts["trial_id"].eq("trial-1")
+    results = replace(results, verdicts=results.verdicts.assign(outcome=results.verdicts["outcome"].mask(lost, "loss")))
+    monkeypatch.setattr("sacpo.reporting.page_data._MOST_ANSWERS", 1)
+    data = page_data(results)
+    assert data["prompt_counts"] == {"helpfulness": 5, "harmlessness": 5}
+    (answer,) = data["answers"]["trial-1"]["helpfulness"]
+    assert answer["score"] == 0.0
 
 
 def test_command_refuses_a_folder_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

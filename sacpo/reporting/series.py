@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,20 +33,21 @@ METHOD_NAMES = {
     "sentinel": "sentinel",
 }
 INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"
-# Okabe and Ito's colours can be told apart with colour blindness; the markers differ too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6A3D9A", "#8C564B")
-MARKERS = (
-    ("o", "circle"),
-    ("s", "square"),
-    ("D", "diamond"),
-    ("^", "triangle-up"),
-    ("v", "triangle-down"),
-    ("P", "cross"),
-    ("X", "x"),
-    ("<", "triangle-left"),
-)
-# References, which belong to no series of policies: colour, marker of matplotlib, symbol of plotly.
-_REFERENCES = {"sft": (INK, "*", "star"), "sentinel": (GREY, "d", "diamond-tall")}
+# A method has one colour and marker in every sweep. Okabe and Ito's colours can be told apart with colour blindness.
+_LOOKS = {
+    "sft": (INK, "*"),
+    "sentinel": (GREY, "d"),
+    "one-step": ("#0072B2", "o"),
+    "sacpo": ("#D55E00", "s"),
+    "p-sacpo": ("#009E73", "D"),
+    "naive-merge": ("#CC79A7", "^"),
+    "logit-mix": ("#56B4E9", "v"),
+}
+_OTHER_LOOKS = (("#E69F00", "P"), ("#6A3D9A", "X"), ("#8C564B", "<"))
+"""Of methods that are not named above."""
+REFERENCES = ("sft", "sentinel")
+"""Methods that belong to no series of policies."""
+_LIGHTER = 0.35  # how much lighter each further chain of a method is drawn
 
 
 @dataclass(frozen=True)
@@ -55,50 +57,54 @@ class Series:
     Attributes:
         name: Name for the legend.
         colour: Hexadecimal RGB.
-        marker, symbol: The marker in matplotlib and in plotly.
+        marker: The marker, as matplotlib names it.
         runs: The rows along lambda or q, for each beta and seed; a line joins the points of a run.
     """
 
     name: str
     colour: str
     marker: str
-    symbol: str
     runs: list[pd.DataFrame]
 
 
 def all_series(rows: pd.DataFrame) -> list[Series]:
-    """Group trials by method and chain, each group with a colour and a marker of its own.
+    """Group trials by method and chain. A method has one colour and marker; its further chains are lighter.
 
     Within a group, trials with another beta, seed or (for merges) beta/lambda are separate runs, so that along a line
     only lambda or q varies.
     """
     series = []
-    keys = rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records")
-    others = [key for key in keys if key["method"] not in _REFERENCES]
-    for key in keys:
-        method, chain = key["method"], key["chain"]
+    chains: dict[str, int] = {}
+    for key in rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records"):
+        method, chain = str(key["method"]), str(key["chain"])
         group = rows[(rows["method"] == method) & (rows["chain"].fillna("") == chain)]
         fixed = ["beta", "seed", "beta_over_lambda"] if group["q"].notna().any() else ["beta", "seed"]
-        fixed = ["trial_id"] if method in _REFERENCES else fixed
+        fixed = ["trial_id"] if method in REFERENCES else fixed
         runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
-        name = (
-            f"{METHOD_NAMES.get(method, method)}: {chain.replace('>', ' → ')}"
-            if chain
-            else METHOD_NAMES.get(method, method)
-        )
-        index = others.index(key) if key in others else 0
-        look = (COLOURS[index % len(COLOURS)], *MARKERS[(index + index // len(COLOURS)) % len(MARKERS)])
-        series.append(Series(name, *_REFERENCES.get(method, look), runs))
+        title = METHOD_NAMES.get(method, method)
+        name = f"{title}: {chain.replace('>', ' → ')}" if chain else title
+        colour, marker = _look(method)
+        number = chains[method] = chains.get(method, -1) + 1
+        series.append(Series(name, _lighter(colour, number), marker, runs))
     return series
 
 
+def _look(method: str) -> tuple[str, str]:
+    return _LOOKS.get(method) or _OTHER_LOOKS[zlib.crc32(method.encode()) % len(_OTHER_LOOKS)]
+
+
+def _lighter(colour: str, times: int) -> str:
+    share = (1 - _LIGHTER) ** times
+    return "#" + "".join(f"{round(255 - share * (255 - int(colour[i : i + 2], 16))):02x}" for i in (1, 3, 5))
+
+
 def point_label(row: Mapping[Any, Any]) -> str:
-    """The setting that varies within the trial's series: q, beta/lambda or beta; else the whole label."""
-    if row["method"] in _REFERENCES:
+    """The setting that varies within the trial's series: q, lambda or beta; else the whole label."""
+    if row["method"] in REFERENCES:
         return "SFT" if row["method"] == "sft" else str(row["label"])
-    for name, column in (("q", "q"), ("β/λ", "beta_over_lambda")):
+    for name, column in (("q", "q"), ("λ", "lambda")):
         if (value := finite_or_none(row[column])) is not None:
-            return f"{name}={value:g}"
+            return f"{name}={value:.3g}"
     beta = finite_or_none(row["beta"]) if row["method"] == "one-step" else None
     return str(row["label"]) if beta is None else f"β={beta:g}"
 
@@ -147,3 +153,15 @@ def bars(rows: pd.DataFrame, column: str) -> tuple[list[float], list[float]] | N
         return None
     below, above = rows[column] - rows[f"{column}_low"], rows[f"{column}_high"] - rows[column]
     return below.fillna(0.0).clip(lower=0).tolist(), above.fillna(0.0).clip(lower=0).tolist()
+
+
+def prompt_counts(verdicts: pd.DataFrame) -> dict[str, int]:
+    """Number of prompts of each axis that were judged."""
+    counts = verdicts.groupby("criterion")["prompt_id"].nunique()
+    return {criterion: int(counts[criterion]) for criterion in WIN_RATES if criterion in counts}
+
+
+def counts_text(verdicts: pd.DataFrame) -> str:
+    """The numbers of prompts for a caption, such as `83 prompts (helpfulness), 129 (harmlessness)`."""
+    counts = prompt_counts(verdicts)
+    return ", ".join(f"{n}{' prompts' if i == 0 else ''} ({name})" for i, (name, n) in enumerate(counts.items()))

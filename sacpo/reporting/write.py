@@ -8,29 +8,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sacpo.errors import StoreError
+from sacpo.errors import SacpoError, StoreError
 from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.page import write_html
-from sacpo.reporting.plots import draw_front
+from sacpo.reporting.plots import draw_front, save_figure
 
 if TYPE_CHECKING:
     from sacpo.results.load import Results
 
 
+FORMS = ("png", "svg", "pdf")
+"""Forms of the picture of the front."""
+
+
 def write_report(results: Results, folder: Path) -> None:
-    """Write `pareto.png`, `report.html` and, if a stage was trained, `curves.png` into a results folder, atomically.
+    """Write `pareto` (PNG, SVG, PDF), `report.html` and, if a stage was trained, `curves.png` into a results folder.
+
+    Each file is written atomically.
 
     Raises:
         StoreError: a file cannot be written.
     """
-    with _replacing(folder / "pareto.png") as path:
-        draw_front(results.trials, results.exact, path)
+    figure = draw_front(results)
+    for form in FORMS:
+        with _replacing(folder / f"pareto.{form}") as path:
+            save_figure(figure, path, form)
     curves = results.comparisons.get("curves")
     if curves is not None and len(curves):
         with _replacing(folder / "curves.png") as path:
             draw_curves(curves, path)
     with _replacing(folder / "report.html") as path:
         write_html(results, path)
+
+
+def write_picture(results: Results, path: Path) -> None:
+    """Write the front as a picture, in the form that the file's suffix names.
+
+    Raises:
+        SacpoError: the suffix names no form.
+        StoreError: the file cannot be written.
+    """
+    form = path.suffix.removeprefix(".")
+    if form not in FORMS:
+        raise SacpoError(f"--picture {path}: must end in .{', .'.join(FORMS)}")
+    with _replacing(path) as temporary:
+        save_figure(draw_front(results), temporary, form)
 
 
 @contextmanager

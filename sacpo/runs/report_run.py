@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sacpo.errors import StoreError
 from sacpo.planning.plan import Plan
-from sacpo.reporting.write import write_report
+from sacpo.reporting.write import write_picture, write_report
 from sacpo.results.collect import complete
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import Results, load_folder
@@ -16,8 +16,12 @@ from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import Store
 
 
-def rebuild_report(location: ResultsLocation) -> str | None:
+def rebuild_report(location: ResultsLocation, picture: Path | None = None) -> str | None:
     """Write the tables, `pareto.png` and `report.html` of a results folder again.
+
+    Args:
+        location: The results folder.
+        picture: Where the picture of the front is written too.
 
     Returns:
         The reason why the tables were left as they were, if the store cannot be used or lacks steps that they were made
@@ -35,6 +39,8 @@ def rebuild_report(location: ResultsLocation) -> str | None:
         problem = str(error)
         results = load_folder(folder)
     write_report(results, folder)
+    if picture is not None:
+        write_picture(results, picture)
     location.publish()
     return problem
 
