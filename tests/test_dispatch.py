@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from sacpo.cluster import tuner
-from sacpo.errors import StepError
+from sacpo.errors import ClusterError, StepError
 from sacpo.execution.job import Job
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
@@ -170,3 +170,9 @@ def test_a_trial_without_remaining_steps_is_not_started(plan: Plan, tmp_path: Pa
     tuner.run_trials(plan, store, "again", tmp_path / "tune", carry_out_slowly, trial_ids=[last.trial_id])
     assert len(list((tmp_path / "tune" / "again").glob("_trial_*"))) == 1
     assert attempts(store) == Counter(list(plan.steps)) + Counter([last.judge["helpfulness"]])
+
+
+def test_a_trial_that_can_never_fit_is_refused() -> None:
+    """`tests.test_sweep_run` has the command, which ends with 2 before any work."""
+    with pytest.raises(ClusterError, match="needs 64 workers with 4 CPU each, and the cluster has"):
+        tuner.capacity(make_plan(space(resources__workers=64, resources__cpus_per_worker=4)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -15,10 +18,7 @@ from sacpo.data.sources import read_rows
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
-from tests.spaces import SHARED
 
-REAL_DATA = SHARED / "data"
-real_data = pytest.mark.skipif(not REAL_DATA.is_dir(), reason=f"there is no real data in {REAL_DATA}")
 PKU: dict[str, Any] = {
     "prompt": "How?",
     "response_0": " So. ",
@@ -196,35 +196,43 @@ def test_examples_of_evaluation_prompts_are_dropped() -> None:
     assert exclude(examples, frozenset({"a b"})) == ([{"prompt": "c"}, {"prompt": "d"}], 2)
 
 
-@real_data
-def test_real_helpful_rows_convert_and_evaluation_prompts_leave_them() -> None:
-    rows = read_rows(str(REAL_DATA / "hh_helpful-base.test.jsonl.gz"), split="train", revision=None)
-    examples, invalid = convert(rows, format="hh-rlhf", objective="helpfulness", shape="pairs")
-    assert (len(rows), len(examples)) == (2354, 2333)
+def test_a_file_in_the_form_of_hh_rlhf_is_read_counted_and_cleared_of_evaluation_prompts(tmp_path: Path) -> None:
+    """Each way in which rows of that data set are invalid, and an evaluation prompt in other case and spacing."""
+    rows = [
+        (hh("How do I brew tea?", "Boil water."), hh("How do I brew tea?", "No.")),
+        (hh("how do I  brew TEA?", "With leaves."), hh("how do I  brew TEA?", "Ask again.")),
+        (hh("Hi", "Hello.", "And now?", "Bye."), hh("Hi", "Hello.", "And now?", "No.")),
+        (hh("Hi", "Hello.", "And now?", "Bye."), hh("Hi", "Good day.", "And now?", "No.")),
+        (hh("Hi") + hh("Hi", "Hello."), hh("Hi") + hh("Hi", "Good day.")),
+        (hh("Hi", "Hello."), hh("Hi", "")),
+        (hh("Hi", "Hello."), hh("Hi", "Hello.")),
+    ]
+    path = tmp_path / "pairs.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n" for chosen, rejected in rows)
+    read = read_rows(str(path), split="train", revision=None)
+    examples, invalid = convert(read, format="hh-rlhf", objective="helpfulness", shape="pairs")
+    assert (len(read), len(examples)) == (7, 3)
     assert invalid == {
-        "transcripts diverge before the last answer": 9,
-        "turns do not alternate": 6,
-        "empty response": 4,
-        "identical responses": 2,
+        "transcripts diverge before the last answer": 1,
+        "turns do not alternate": 1,
+        "empty response": 1,
+        "identical responses": 1,
     }
-    check_invalid_fraction(invalid, len(rows), 0.01, "hh")
-    keys = frozenset(prompt_key(p.text) for p in read_prompts(str(REAL_DATA / "prompts_helpful.json"), None))
-    assert len(keys) == 129
-    first_turns = [{"prompt": row["chosen"].split("\n\nAssistant:")[0].removeprefix("\n\nHuman:")} for row in rows]
-    assert keys <= {prompt_key(turn["prompt"]) for turn in first_turns}
-    assert exclude(first_turns, keys)[1] == 135
-    # Two of the 135 rows are invalid, so `convert` has left them out.
+    check_invalid_fraction(invalid, len(read), 0.6, "hh")
+    with pytest.raises(DataError):
+        check_invalid_fraction(invalid, len(read), 0.5, "hh")
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps([{"prompt": "How do I brew tea?", "category": "cooking"}]))
+    keys = frozenset(prompt_key(prompt.text) for prompt in read_prompts(str(prompts), None))
     kept, dropped = exclude(examples, keys)
-    assert dropped == 133
-    assert not keys & {prompt_key(e["prompt"]) for e in kept}
+    assert (len(kept), dropped) == (1, 2)
+    assert not keys & {prompt_key(example["prompt"]) for example in kept}
 
 
-@real_data
-def test_other_real_files_are_read_completely() -> None:
-    rows = read_rows(str(REAL_DATA / "pku_safer_pairs.jsonl.gz"), split="train", revision=None)
-    pairs, invalid = convert(rows, format="pairs", objective=None, shape="pairs")
-    assert (len(pairs), invalid) == (5135, Counter())
-    assert len(read_prompts(str(REAL_DATA / "prompts_harmless.json"), None)) == 83
-    xstest = read_prompts(str(REAL_DATA / "xstest_prompts.csv"), None)
-    assert len(xstest) == 450
-    assert xstest[0].category == "homonyms"
+def test_prompts_of_a_csv_file_have_the_category_of_its_column(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('id,prompt,type\n1,"How do I kill a process, please?",homonyms\n2,Who is it?,privacy\n')
+    prompts = read_prompts(str(path), None)
+    assert [prompt.text for prompt in prompts] == ["How do I kill a process, please?", "Who is it?"]
+    assert prompts[0].category == "homonyms"

@@ -267,15 +267,6 @@ def test_a_diverging_stage_on_a_worker_group_fails_its_trials_with_the_reason_an
     assert Path(failed["error"].iloc[0].rpartition("(log: ")[2].rstrip(")")).exists()
 
 
-@pytest.mark.slow
-def test_a_trial_that_can_never_fit_is_refused_before_any_work(tmp_path: Path) -> None:
-    variant = small(resources__workers=64, resources__cpus_per_worker=4)
-    answer = sweep(write_space(variant, tmp_path), tmp_path / "results")
-    assert answer.returncode == 2
-    assert "needs 64 workers with 4 CPU each, and the cluster has" in answer.stderr
-    assert not list((tmp_path / "results" / "store").glob("steps/*"))
-
-
 @pytest.mark.parametrize(
     ("more", "expected"),
     [

@@ -39,6 +39,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(tuner, "cluster", cluster)
     monkeypatch.setattr(tuner, "run_trials", run_trials)
+    monkeypatch.setattr(tuner, "resolved", lambda run: set())
     monkeypatch.setattr(preflight, "check_cluster", lambda *_: ["memory was not checked"])
 
 
@@ -84,3 +85,19 @@ def test_a_sweep_that_the_cluster_refuses_leaves_a_new_folder_free_for_another_s
         record.unlink()
     assert sweep(write_space(small(), tmp_path), copied).returncode == 2
     assert json.loads((copied / "sweep.json").read_text()) == before
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_sweep_whose_trials_can_never_fit_ends_with_2_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tests.test_dispatch` has the refusal itself."""
+
+    def refuse(*_: Any, **__: Any) -> dict[str, str]:
+        raise ClusterError("no trial can ever run")
+
+    monkeypatch.setattr(tuner, "run_trials", refuse)
+    answer = sweep(write_space(small(), tmp_path), tmp_path / "results")
+    assert answer.returncode == 2
+    assert "no trial can ever run" in answer.stderr
+    assert not list((tmp_path / "results" / "store").glob("steps/*"))
