@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,37 @@ def test_the_command_shows_the_inspection_and_all_problems_of_the_data(
 def test_a_synthetic_space_has_nothing_to_inspect(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sweep.main(["--results", str(tmp_path / "results"), "--inspect"]) == 0
     assert "nothing to inspect" in capfd.readouterr().out
+
+
+def test_the_problems_of_a_source_come_with_those_of_all_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One source is refused for two reasons; the batch of the other and the model's positions are checked as well."""
+    changes = {"training__dpo__batch_size": 64, "training__kto__batch_size": 4}
+    space = real_space(tmp_path, positions=12, **changes)
+    rows = [{"prompt": "why", "chosen": "hello one"}] * 2
+    rows += [{"prompt": f"why {'six ' * n}", "chosen": "hello " * 40, "rejected": "two"} for n in range(1, 5)]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [str(write_space(space, tmp_path)), "--results", str(tmp_path / "results"), "--inspect"]
+    command += ["--set", f"data.preferences.harmlessness.path={tmp_path / 'bad.jsonl'}"]
+    assert sweep.main(command) == 2
+    text = capfd.readouterr().out
+    assert "data harmlessness (pairs): " in text
+    assert "missing field rejected: 2" in text
+    assert "longer than max_length: 4" in text
+    assert re.search(r"data\.max_length \d+ would keep 99 % of them, \d+ all", text)
+    assert "training.dpo.batch_size is 64, but data helpfulness (pairs) has 12 examples" in text
+    assert "data.max_length is 32, but the model has 12 positions" in text
+
+
+def test_the_length_that_would_keep_all_examples_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    space = real_space(tmp_path, data__max_length=11)
+    for source in space["data"]["preferences"].values():
+        source["max_invalid_fraction"] = 0.9
+    rows = [{"prompt": "why", "chosen": "hello one", "rejected": "two"}] * 8
+    rows += [{"prompt": "why six", "chosen": "hello one one one", "rejected": "two"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sweep.main([str(write_space(space, tmp_path)), "--results", str(tmp_path / "results"), "--inspect"]) == 0
+    text = capfd.readouterr().out
+    assert "left out, longer than max_length: 1" in text
+    assert "data.max_length 11; 12 would keep 99 % of the examples, 12 all" in text

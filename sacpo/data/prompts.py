@@ -9,7 +9,7 @@ from typing import Any
 
 from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
 from sacpo.data.fields import prompt as prompt_of
-from sacpo.data.sources import columns_of, read_rows, rename
+from sacpo.data.sources import columns_of, read_rows, rename, select
 from sacpo.errors import DataError
 from sacpo.spaces.evaluation import PromptRows
 
@@ -76,8 +76,8 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
             list may end with an answer, which is dropped.
 
     Returns:
-        The first `limit` distinct prompts of one turn, in the order of the rows; the category is empty if there is no
-        column `category`.
+        The first `limit` distinct prompts of one turn, in the order of the rows; the category is that of the column
+        `category`, else `type`; it is empty if there is neither.
 
     Raises:
         DataError: the rows cannot be read, a prompt is malformed, or there are fewer than `limit`.
@@ -85,6 +85,7 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
     rows = read_rows(
         source.path, split=source.split, revision=source.revision, name=source.name, data_dir=source.data_dir
     )
+    rows = select(rows, source.where, str(source.path))
     rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
     prompts: dict[str, Prompt] = {}
     for number, row in enumerate(rows, start=1):
@@ -96,7 +97,7 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
                 f"{', '.join(columns_of(rows))}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
             ) from None
         if isinstance(text, str) and text not in prompts:
-            prompts[text] = Prompt.of(text, str(row.get("category") or ""))
+            prompts[text] = Prompt.of(text, str(row.get("category", row.get("type")) or ""))
     if len(prompts) < (source.limit or 1):
         raise DataError(
             f"{source.path}: limit {source.limit} is more than its {len(prompts)} distinct prompts of one turn; lower "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +181,34 @@ def _load_dataset(
             "data and give the path of a file"
         ) from None
     return rows
+
+
+def select(rows: list[dict[str, Any]], where: Mapping[str, str | int | bool], source: str) -> list[dict[str, Any]]:
+    """The rows that have the wanted values. Values are compared as texts: a CSV file has no others.
+
+    Args:
+        rows: Rows of `read_rows`.
+        where: The file's column to the wanted value.
+        source: Name of the source for errors.
+
+    Raises:
+        DataError: a column is unknown, or no row has the values.
+    """
+    for column, value in where.items():
+        known = columns_of(rows)
+        if column not in known:
+            raise DataError(f"{source}: where: the file has no column {column!r}; it has {', '.join(known)}")
+        kept = [row for row in rows if _as_text(row.get(column)) == _as_text(value)]
+        if not kept:
+            values = sorted({_as_text(row.get(column)) for row in rows})
+            shown = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
+            raise DataError(f"{source}: where: no row has {value!r} in {column}; its values are {shown}")
+        rows = kept
+    return rows
+
+
+def _as_text(value: Any) -> str:
+    return str(value).casefold() if isinstance(value, bool) else str(value)
 
 
 def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:

@@ -91,6 +91,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int,
+    lengths: list[int] | None = None,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Turn examples into token ids. A response begins where the ids of prompt and conversation differ, as in TRL.
 
@@ -101,6 +102,7 @@ def tokenise(
         template: `chat`, or a text that contains {prompt}.
         max_length: Largest number of tokens of a prompt and its longest response; longer examples are left out, never
             truncated.
+        lengths: Gets the tokens of a prompt and its longest response, of each example that could be tokenised.
 
     Returns:
         The rows, and the number of examples left out by reason. Rows of `pairs` have prompt_ids, chosen_ids and
@@ -126,6 +128,8 @@ def tokenise(
         prompt_alone, *conversations = encoded[i::count]
         start = min(_common_prefix(prompt_alone, ids) for ids in conversations)
         prompt_ids, responses = prompt_alone[:start], [ids[start:] for ids in conversations]
+        if lengths is not None:
+            lengths.append(max(map(len, conversations)))
         reason = _reason(prompt_ids, responses, max_length)
         if reason is not None:
             left_out[reason] += 1

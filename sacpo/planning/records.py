@@ -43,6 +43,8 @@ class DataMetrics(Metrics):
         invalid_rows: Number of rows that cannot be used, by reason.
         evaluation_prompt_rows: Rows left out since an evaluation asks their prompt.
         held_out: Pairs kept aside to measure a trained judge; None where no judge is trained on the examples.
+        needed_length: `max_length` that would keep 99 % (p99) and all (p100) of the examples; empty in records of
+            older versions.
     """
 
     rows: int
@@ -50,6 +52,7 @@ class DataMetrics(Metrics):
     evaluation_prompt_rows: int
     examples: int
     held_out: int | None = None
+    needed_length: dict[str, int] = {}
 
 
 class InspectionMetrics(Metrics):

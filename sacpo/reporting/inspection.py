@@ -33,7 +33,9 @@ def inspection_text(content: dict[str, Any], space: Space) -> str:
         held_out = f", {source['held_out']} held out" if source["held_out"] else ""
         lines.append(f"  {source['rows']} rows, {source['examples']} examples{held_out}")
         lines += [f"  left out, {reason}: {count}" for reason, count in source["left_out"].items() if count]
-        lines.append(f"  tokens: {_lengths(source['tokens'])}; data.max_length {space.data.max_length}")
+        needed = source["needed_length"]
+        would_do = f"; {needed['p99']} would keep 99 % of the examples, {needed['p100']} all" if needed else ""
+        lines.append(f"  tokens: {_lengths(source['tokens'])}; data.max_length {space.data.max_length}{would_do}")
         lines += [f"  {_shortened(text)}" for text in source["shown"]]
     for criterion in content["evaluation"]:
         lines += ["", f"prompts of {criterion['criterion']}: {criterion['prompts']}"]

@@ -47,7 +47,7 @@ class PromptRows(RowSource):
 
     kind: Literal["files"] = Field(
         description="prompts of one turn from files, a folder or the hub: a column `prompt` and, optionally, "
-        "`category`; repeated prompts count once, and prompts of several turns are left out"
+        "`category` (else `type`); repeated prompts count once, and prompts of several turns are left out"
     )
     limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
 

@@ -33,6 +33,11 @@ class RowSource(Strict):
     split: str = Field(
         "train", description="split, or a slice of it by rows or percent, such as train[:10%]; default train"
     )
+    where: dict[str, str | int | bool] = Field(
+        default_factory=dict,
+        description="the file's own column to the value that a row must have in it, such as {label: safe}; other rows "
+        "are not read; the default is all rows",
+    )
     columns: dict[str, str] = Field(
         default_factory=dict,
         description="column that the format wants to the file's own column, such as {prompt: question, chosen: good}; "

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 from sacpo.data import preferences, rows, tokenise
 from sacpo.data.formats import format_hint, nearest_format, readable_columns
 from sacpo.data.scores import UNSCORED, Scoring
-from sacpo.data.sources import columns_of, read_rows, rename
+from sacpo.data.sources import columns_of, read_rows, rename, select
 from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
 from sacpo.execution.job import Job
@@ -57,7 +58,11 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
         raise DataError(f"{source.name}: {error}{'' if fits else format_hint(source.format, columns)}") from None
     unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in invalid)
     hint = format_hint(source.format, columns_of(source.rows)) if unfitting else ""
-    rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name, hint)
+    problems = []
+    try:
+        rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name, hint)
+    except DataError as error:
+        problems.append(str(error))
     excluded_prompts = frozenset(preferences.prompt_key(prompt.text) for prompt in job.prompts)
     examples, excluded = preferences.exclude(examples, excluded_prompts)
     if payload.judge_fraction:
@@ -68,6 +73,7 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
     tokenizer = AutoTokenizer.from_pretrained(job.parents["model"])
     tokenised = {}
     too_long = Counter[str]()
+    lengths: list[int] = []
     for name, part in parts.items():
         tokenised[name], left_out = tokenise.tokenise(
             part,
@@ -75,17 +81,26 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
             tokenizer=tokenizer,
             template=payload.prompt_template,
             max_length=payload.max_length,
+            lengths=lengths,
         )
         too_long += left_out
-    rows.check_invalid_fraction(too_long, len(examples), source.max_invalid_fraction, source.name)
+    needed = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (99, 100) if lengths}
+    try:
+        hint = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
+        rows.check_invalid_fraction(too_long, len(examples), source.max_invalid_fraction, source.name, hint)
+    except DataError as error:
+        problems.append(str(error))
     invalid = invalid + too_long
     for name, part in tokenised.items():
         if not part:
-            raise DataError(
+            problems.append(
                 f"{source.name}: no example is left for {name.removesuffix('.parquet')}: {len(source.rows)} rows, "
                 f"invalid {dict(invalid)}, {excluded} of evaluation prompts, the rest on the other side of "
                 "data.judge_fraction"
             )
+    if problems:
+        raise DataError("\n".join(problems))
+    for name, part in tokenised.items():
         pq.write_table(pa.Table.from_pylist(part), job.folder / name)
     return StepReport(
         metrics=DataMetrics(
@@ -94,6 +109,7 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
             evaluation_prompt_rows=excluded,
             examples=len(tokenised[EXAMPLES]),
             held_out=len(tokenised[HELD_OUT]) if HELD_OUT in tokenised else None,
+            needed_length=needed,
         )
     )
 
@@ -130,6 +146,7 @@ def _source(job: Job[AnyDataPayload]) -> _Source:
             )
             allowed = readable_columns(files.format, payload.objective)
             inner = "completions" if files.format == "scored" else None
+            read = select(read, files.where, name)
             read = rename(read, files.columns, allowed, name, inner)
             drawn = rows.draw(read, files.limit, files.seed)
             scoring = Scoring(files.margin, files.threshold)

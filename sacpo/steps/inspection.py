@@ -60,6 +60,7 @@ def run(job: Job[InspectionPayload]) -> StepReport:
                 "left_out": record.metrics.invalid_rows
                 | {"prompt of the evaluation": record.metrics.evaluation_prompt_rows},
                 "tokens": _percentiles([_length(row) for row in rows]),
+                "needed_length": record.metrics.needed_length,
                 "shown": [shown for row in rows[:_SHOWN] for shown in _render_row(row, tokenizer)],
             }
         )
