@@ -16,6 +16,7 @@ COMMANDS = {
     "export": "write a policy as a Hugging Face folder with a model card",
     "extend": "run a changed space in a new results folder; only the difference is run",
     "diff": "compare two sweeps trial by trial",
+    "doctor": "print what would keep a sweep from running on this machine",
     "store": "show what a store holds, remove what no sweep needs, verify digests",
 }
 """Name of each command, which is also the name of its module, and its purpose."""

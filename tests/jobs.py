@@ -31,7 +31,7 @@ from sacpo.store.step_store import Store
 from sacpo.synthetic.world import PROMPTS, WORLD_VERSION
 
 MERGE = GeneratePayload(generation=Generation(), prompts="prompts-0", prompt_template="{prompt} ", q=0.5)
-"""Any payload, for steps that nobody carries out."""
+"""Any payload, for steps that are not carried out."""
 WORLD_PROMPTS = tuple(Prompt(str(i), text, category) for i, (text, category) in enumerate(PROMPTS))
 """All prompts of the synthetic world."""
 

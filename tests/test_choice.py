@@ -1,4 +1,4 @@
-"""The choice of a policy: which prompts decide what, when a policy is certified, and what is said if none is."""
+"""The choice of a policy: which prompts decide what, when a policy is certified, and the answer if none is."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ LAYERS = (
     ("steps", "results"),
     ("cluster", "reporting"),
     ("runs",),
-    ("sweep", "extend", "choose", "judge", "report", "diff", "export"),
+    ("sweep", "extend", "choose", "judge", "report", "diff", "export", "doctor"),
     ("cli",),
 )
 LEVELS = {package: level for level, packages in enumerate(LAYERS) for package in packages}

@@ -1,4 +1,4 @@
-"""A policy that did not move, or whose answers do not end, is said loudly and is no candidate for the front."""
+"""A policy that did not move, or whose answers do not end, is shown in a warning and is no candidate for the front."""
 
 from __future__ import annotations
 

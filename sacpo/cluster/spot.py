@@ -1,8 +1,8 @@
 """`python -m sacpo.cluster.spot`: tells Ray when AWS is about to reclaim this spot instance.
 
 Ray then starts nothing new on the node, and a stage that runs there writes a checkpoint (`sacpo.cluster.worker`). When
-the instance is gone, Ray Train resumes the stage from that checkpoint on another node. Ray's AWS provider does not read
-the notice itself. cluster.yaml starts this command on every worker node; it exits after the notice.
+the instance has ended, Ray Train resumes the stage from that checkpoint on another node. Ray's AWS provider does not
+read the notice itself. cluster.yaml starts this command on every worker node; it exits after the notice.
 
 AWS gives the notice two minutes ahead, in the instance metadata service (version 2):
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html

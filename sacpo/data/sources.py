@@ -223,7 +223,7 @@ def rename(
 
     Args:
         rows: Rows of `read_rows`.
-        columns: Wanted column to the file's column.
+        columns: The format's column to the file's column.
         allowed: Columns that the format reads.
         source: Name of the source for errors.
         inner: Column that holds lists of objects, whose keys are renamed too; None if there is none.
@@ -232,7 +232,7 @@ def rename(
         New rows; other columns stay.
 
     Raises:
-        DataError: a wanted column is not one of the format's, or the file has no such column.
+        DataError: a named column is not one of the format's, or the file has no such column.
     """
     if not columns:
         return rows

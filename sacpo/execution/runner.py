@@ -1,4 +1,4 @@
-"""Makes sure that steps are done, each exactly once, whoever asks: the loop between plan, store and executor.
+"""Makes sure that steps are done, each exactly once for all callers: the loop between plan, store and executor.
 
 `sacpo.planning.schedule` decides which step is ready; a runner then claims it and has it carried out. If a parent's
 output turns out to be damaged, or a parent was retracted meanwhile, the runner computes that parent again first. A
@@ -51,7 +51,7 @@ class Runner:
     execute: Executor
 
     def ensure(self, step_id: str) -> StepRecord:
-        """The record of a step; the step is carried out now if nobody has done it.
+        """The record of a step; the step is carried out now if it is not done.
 
         Raises:
             StepError: the step, or a step that it depends on, failed; the message is the reason.

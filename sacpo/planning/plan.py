@@ -1,8 +1,8 @@
 """The plan of a sweep: its trials and the graph of content-addressed steps. `sacpo.planning.planner` makes it.
 
-A plan is kept as `plan.json` in the results folder and in the store. Whoever reads results, judges again or exports
-reads that file and never plans again, so all of this works after data files moved, on another machine, and with a newer
-version of this package.
+A plan is kept as `plan.json` in the results folder and in the store. A command that reads results, judges again or
+exports reads that file and never plans again, so all of this works after data files moved, on another machine, and with
+a newer version of this package.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def scheduled_steps(plan: Plan) -> dict[str, ScheduledStep]:
 
 
 class Schedule:
-    """Hands out steps that are ready, and is told how they ended.
+    """Hands out steps that are ready, and records how they ended.
 
     Of the ready steps, the one with the longest path to an end of the graph goes first. A step that waits for worker
     slots is not overtaken by one that needs fewer, since it might then never start.

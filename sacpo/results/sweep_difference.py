@@ -79,7 +79,7 @@ def _baseline(results: Results) -> str:
 
 def _judges(scores: pd.DataFrame, criterion: str) -> str:
     rows = scores[scores["criterion"] == criterion]
-    return ", ".join(sorted({f"{judge} {revision}".strip() for judge, revision in _names(rows)})) or "nobody"
+    return ", ".join(sorted({f"{judge} {revision}".strip() for judge, revision in _names(rows)})) or "no judge"
 
 
 def _names(rows: pd.DataFrame) -> list[tuple[str, str]]:

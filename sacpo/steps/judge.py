@@ -232,7 +232,7 @@ def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
 
 
 def _report_calls(report: StepReport, stats: CallStats) -> None:
-    """Keep what an LLM judge's endpoint said about itself, and the calls that were made."""
+    """Record how an LLM judge's endpoint describes itself, and the calls that were made."""
     names = ("models", "fingerprints", "left_out")
     values = asdict(stats) | {name: sorted(getattr(stats, name)) for name in names}
     report.effective = JudgeEffective.model_validate(values)
