@@ -82,8 +82,8 @@ def _compiler_and_accelerators() -> Iterator[Finding]:
     if shutil.which("nvidia-smi"):
         yield Finding(
             PROBLEM,
-            f"accelerators: nvidia-smi is there, but torch {torch.__version__} sees no GPU; install a CUDA build of torch"
-            " that fits the driver, or set resources.gpus_per_worker to 0",
+            f"accelerators: nvidia-smi is there, but torch {torch.__version__} sees no GPU; install a CUDA build of "
+            "torch that fits the driver, or set resources.gpus_per_worker to 0",
         )
     else:
         yield Finding(NOTE, "accelerators: none; set resources.gpus_per_worker to 0 (the default) to train on CPUs")
