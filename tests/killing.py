@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 
 import psutil
 
-SNAPSHOT = "checkpoint_manager_snapshot.json"
+from sacpo.cluster.checkpoints import LATEST
 
 
 def train_workers() -> list[int]:
@@ -17,16 +17,12 @@ def train_workers() -> list[int]:
 
 
 def known_checkpoints(folder: Path) -> str:
-    """The checkpoint list of a stage's controller, from which a group restarts; empty before the first checkpoint.
+    """The file that names a stage's latest checkpoint; empty before the first one.
 
     Args:
         folder: The folder of the stage's checkpoints.
     """
-    for path in folder.glob(f"*/{SNAPSHOT}"):
-        try:
-            text = path.read_text()
-            if json.loads(text)["checkpoint_results"]:
-                return text
-        except (OSError, ValueError):
-            pass  # the file is being written, or the stage ends at this moment
+    for path in folder.glob(f"*/{LATEST}"):
+        with contextlib.suppress(OSError):  # the stage ends at this moment
+            return path.read_text()
     return ""

@@ -13,7 +13,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import psutil
-import pyarrow.fs
 import pytest
 import ray
 import ray.train
@@ -25,15 +24,11 @@ from ray.train.v2._internal import exceptions as train_exceptions
 from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.execution.callback_manager import CallbackManager
-from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
-from ray.train.v2._internal.execution.controller import controller as controllers
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import FinishedState, ShuttingDownState
-from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2._internal.execution.worker_group import worker_group as worker_groups
 from ray.train.v2.api import data_parallel_trainer
 
-from sacpo.cluster.checkpoints import DamagedCheckpoint
 from sacpo.cluster.trainer import own_error
 from sacpo.cluster.tuner import ENVIRONMENT, LOCAL_ENVIRONMENT
 from sacpo.compat import ray_core, ray_train
@@ -47,13 +42,6 @@ class Called(Exception):
 def task_error(cause: Exception) -> ray.exceptions.RayTaskError:
     """The error of a task or an actor's `__init__`, as Ray makes it."""
     return ray.exceptions.RayTaskError("function", "traceback", cause, proctitle="ray", pid=1, ip="127.0.0.1")
-
-
-def failed_actor(cause: Exception) -> BaseException:
-    """What `ray.get` raises after an actor's `__init__` raised: it crosses processes in Ray's own format."""
-    error = ray.exceptions.ActorDiedError.from_task_error(task_error(cause))
-    received: BaseException = ray.exceptions.RayError.from_bytes(error.to_bytes())
-    return received
 
 
 def worker_group_error(*failures: Exception) -> Exception:
@@ -77,16 +65,6 @@ def test_ray_still_tells_a_client_from_a_driver(monkeypatch: pytest.MonkeyPatch)
     assert ray_core.connected_by_client() is False
     monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
     assert ray_core.connected_by_client() is True
-
-
-def test_the_error_of_an_actors_init_arrives_as_an_object() -> None:
-    error = failed_actor(StepError("the reason"))
-    assert isinstance(error, ray.exceptions.ActorDiedError)
-    cause = ray_core.creation_error(error)
-    assert isinstance(cause, StepError)
-    assert str(cause) == "the reason"
-    assert ray_core.creation_error(ray.exceptions.ActorDiedError()) is None
-    assert ray_core.creation_error(ValueError("the reason")) is None
 
 
 @pytest.mark.parametrize("name", [name for name in (*ENVIRONMENT, *LOCAL_ENVIRONMENT) if name.startswith("RAY_TRAIN_")])
@@ -240,27 +218,3 @@ def test_an_error_of_the_training_code_is_final_and_an_error_of_ray_is_not() -> 
         ray.train.ControllerError(train_exceptions.WorkerGroupStartupFailedError("a node died")),
     ):
         assert own_error(error) is None
-
-
-def test_a_list_of_checkpoints_that_ray_train_cannot_load_is_recognised_by_its_type() -> None:
-    cause = train_exceptions.CheckpointManagerInitializationError("Expecting value: line 1")
-    own = own_error(failed_actor(cause))  # type: ignore[arg-type]
-    assert isinstance(own, DamagedCheckpoint)
-    assert str(own) == "the controller's list of checkpoints is damaged: Expecting value: line 1"
-    quoted = failed_actor(ValueError("CheckpointManagerInitializationError"))
-    assert own_error(quoted) is None, "its name in a text says nothing"  # type: ignore[arg-type]
-
-
-def test_the_list_is_read_in_the_controllers_init_which_raises_that_type(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    storage = StorageContext(str(tmp_path), "run", storage_filesystem=pyarrow.fs.LocalFileSystem())
-    list_file = Path(storage.checkpoint_manager_snapshot_path)
-    list_file.parent.mkdir(parents=True, exist_ok=True)
-    list_file.write_text("{ cut off")
-    with pytest.raises(train_exceptions.CheckpointManagerInitializationError):
-        CheckpointManager(storage_context=storage, checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1))
-    monkeypatch.setenv(train_constants.ENABLE_CONTROLLER_STRUCTURED_LOGGING_ENV_VAR, "0")
-    monkeypatch.setattr(controllers, "CheckpointManager", Mock(side_effect=Called))
-    with pytest.raises(Called):
-        TrainController(Mock(), Mock(), Mock(), Mock())

@@ -75,25 +75,25 @@ class Driver:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=os.environ)
 
     def in_stage(self, label: str, after: str | None = None) -> tuple[str, str]:
-        """Wait until the controller of a stage has a checkpoint in its list.
+        """Wait until a stage has a checkpoint.
 
         Args:
             label: A part of the stage's payload.
-            after: An earlier list, to wait for the next checkpoint.
+            after: The name of an earlier one, to wait for the next checkpoint.
 
         Returns:
-            The step's id and the controller's list.
+            The step's id and the name of the checkpoint.
         """
 
-        def checkpoint_list() -> tuple[str, str] | None:
+        def checkpoint() -> tuple[str, str] | None:
             for folder in self.results.glob("store/checkpoints/*"):
                 payload = self.results / "store" / "steps" / folder.name / "payload.json"
-                checkpoints = known_checkpoints(folder)
-                if checkpoints and checkpoints != after and label in payload.read_text():
-                    return folder.name, checkpoints
+                name = known_checkpoints(folder)
+                if name and name != after and label in payload.read_text():
+                    return folder.name, name
             return None
 
-        return self.until(checkpoint_list)
+        return self.until(checkpoint)
 
     def until(self, condition: Callable[[], T]) -> T:
         """Wait for the first true value of a condition, while the command runs.
@@ -226,6 +226,12 @@ def resize(disk: Path, size: str) -> None:
     subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
 
 
+def latest_tries(results: Path) -> dict[str, float]:
+    """When each step that trains nothing was last tried or given up: a try changes the folder of the attempts."""
+    folders = results.glob("store/steps/*/attempts")
+    return {path.parent.name: path.stat().st_mtime for path in folders if not path.parent.name.startswith("train-")}
+
+
 @pytest.mark.timeout(900)
 def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, tmp_path: Path) -> None:
     """The policies but the last are in the store; the disk has room for a part of the other outputs."""
@@ -237,8 +243,9 @@ def test_a_sweep_waits_while_its_disk_is_full(small_results: Path, disk: Path, t
     resize(disk, f"{psutil.disk_usage(str(disk)).used + 600 * 2**10}")
     driver = Driver(tmp_path, results, command(tmp_path, results))
     driver.until(lambda: psutil.disk_usage(str(disk)).free <= 2**16)
-    time.sleep(6)  # longer than the pause before a step whose output could not be written is tried again
-    assert driver.process.poll() is None, driver.output.read_text()
+    full = latest_tries(results)
+    # A step is tried again five seconds after its output could not be written.
+    driver.until(lambda: any(when > full.get(step, when) + 4.0 for step, when in latest_tries(results).items()))
     before = finished(results)
     resize(disk, "1g")
     assert driver.end() == 0

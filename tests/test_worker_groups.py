@@ -11,20 +11,24 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 
 from sacpo.cluster import executor
+from sacpo.cluster.checkpoints import LATEST
 from sacpo.cluster.workdir import workdir_root
+from sacpo.cluster.worker_groups import GROUPS, RunningStep
 from sacpo.errors import StepError
 from sacpo.execution import in_process
 from sacpo.store.step_store import Store
-from tests.killing import SNAPSHOT, known_checkpoints, train_workers
+from tests.killing import known_checkpoints, train_workers
 from tests.spaces import ROOT
-from tests.stages import TrainStage, make_base, stage_plan, train_in, trained_once
+from tests.stages import Stage, TrainStage, make_base, stage_plan, train_in, trained_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -35,9 +39,23 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainStage:
-    """Train a variant on a worker group."""
-    return trained_once(base, executor.execute, tmp_path_factory)
+def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainStage]:
+    """Train a variant on a worker group, which waits for the next one."""
+    trained = trained_once(base, executor.execute, tmp_path_factory)
+
+    def train(*method: str, **changes: Any) -> Stage:
+        expect(*method, **changes)
+        return trained(*method, **changes)
+
+    yield train
+    GROUPS.follow(None, slots=0)
+
+
+def expect(*method: str, **changes: Any) -> str:
+    """Announce a variant, and another stage after it; returns the id of the variant's stage."""
+    stage = stage_plan(*method, **changes).trials[1].policy["policy"]
+    GROUPS.follow([RunningStep(name, 2, is_stage=True) for name in (stage, "a later stage")], slots=2)
+    return stage
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +77,17 @@ def test_two_zero3_workers_equal_one_process_with_twice_the_accumulation(
     assert two.losses() == pytest.approx(one.losses(), rel=1e-3)
     for name, value in two.weights().items():
         torch.testing.assert_close(value, one.weights()[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_later_stage_trains_in_the_processes_of_the_one_before(train: TrainStage) -> None:
+    """The tests that follow compare what it trained with other stages."""
+    train(resources__workers=2, resources__per_device_batch=16)
+    processes = set(train_workers())
+    assert len(processes) == 2
+    later = train("kto", resources__workers=2)
+    assert set(train_workers()) == processes
+    assert later.metrics.start_seconds["process"] < 0.5
+    assert later.record.workers == 2
 
 
 def test_one_worker_gives_exactly_the_numbers_of_the_calling_process(train: TrainStage, train_here: TrainStage) -> None:
@@ -114,18 +143,18 @@ def all_resources_free(timeout: float = 60.0) -> bool:
     return False
 
 
-@pytest.mark.parametrize("damaged", [None, "*/checkpoint_*/**/*.pt", f"*/{SNAPSHOT}"], ids=["", "checkpoint", "list"])
+@pytest.mark.parametrize("damaged", [None, "*/*/**/*.pt", f"*/{LATEST}"], ids=["", "checkpoint", "list"])
 def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     train: TrainStage, base: Path, tmp_path: Path, damaged: str | None
 ) -> None:
     """`kill -9` of one of two workers: the stage resumes and ends with the weights of a stage without a kill.
 
-    If the checkpoint, or the controller's list of checkpoints, was truncated meanwhile, it is not used: the stage
-    starts from its beginning.
+    If the checkpoint, or the file that names the latest one, was truncated meanwhile, it is not used: the stage starts
+    from its beginning.
     """
     changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 15}
     intact = train(**changes)
-    step = stage_plan(**changes).trials[1].policy["policy"]
+    step = expect(**changes)
     killed, truncated = threading.Event(), list[Path]()
 
     def kill() -> None:

@@ -1,47 +1,112 @@
-"""Checkpoints of a worker group through Ray Train: every worker uploads its own part of the files."""
+"""Checkpoints of a stage on a worker group: the latest one is kept in the store, every worker uploads its own part.
+
+A worker group trains many stages (`sacpo.cluster.worker_groups`), while Ray Train keeps the checkpoints of a group in
+one place and resumes from them when the group restarts. So each stage keeps its own, in its checkpoint folder.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import ray.train
+from pyarrow import fs
+from ray.train.collective import barrier
 
 from sacpo.errors import StoreError
+from sacpo.execution.job import Job
 
+LATEST = "latest.json"
+"""File that names the latest complete checkpoint."""
 _SIZES = "sizes-"  # prefix of the file in which a worker lists the files that it wrote, with their sizes
 
 
 class DamagedCheckpoint(StoreError):
-    """A checkpoint lacks files, or a file is not as long as it was when it was written."""
+    """A checkpoint lacks files, a file is not as long as it was when it was written, or `LATEST` is damaged."""
 
 
-def report_checkpoint(folder: Path, update: int) -> None:
-    """Report a checkpoint to Ray Train: upload this worker's part and wait until all workers have uploaded theirs.
+class GroupCheckpoints:
+    """The checkpoints of one stage, seen by one worker of the group.
 
     Args:
-        folder: This worker's part.
-        update: Number of updates made.
+        job: The training job.
+        rank: Number of the worker.
+        workers: Workers of the group. ZeRO-3 cannot resume with another number of them, so a group of another size
+            does not see these checkpoints and starts the stage again.
     """
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    (folder / f"{_SIZES}{ray.train.get_context().get_world_rank()}.json").write_text(json.dumps(sizes))
-    ray.train.report({"update": update}, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
+    def __init__(self, job: Job[Any], rank: int, workers: int) -> None:
+        self._files = job.store.filesystem() or fs.LocalFileSystem()
+        self._root = f"{job.checkpoint_uri}/{job.resources.sharding}-{workers}"
+        self._rank, self._workers = rank, workers
+        self._threads = job.store.cache is None  # copies to a bucket hang with them (apache/arrow#32372)
 
-def verify_checkpoint(folder: Path, workers: int) -> None:
-    """Check that a downloaded checkpoint has the parts of all workers, with all files in full length.
+    def keep(self, folder: Path, update: int) -> None:
+        """Upload this worker's part of a checkpoint and wait until all workers have; earlier checkpoints are deleted.
 
-    Raises:
-        DamagedCheckpoint: it has not.
-    """
-    lists = list(folder.glob(f"{_SIZES}*.json"))
-    try:
-        sizes = {name: size for path in lists for name, size in json.loads(path.read_text()).items()}
-    except ValueError as error:
-        raise DamagedCheckpoint(f"the checkpoint is damaged: {error}") from error
-    for name, size in sizes.items():
-        actual = (folder / name).stat().st_size if (folder / name).exists() else 0
-        if actual != size:
-            raise DamagedCheckpoint(f"the checkpoint is damaged: {name} has {actual} bytes instead of {size}")
-    if len(lists) != workers:
-        raise DamagedCheckpoint(f"the checkpoint is damaged: it has the parts of {len(lists)} of {workers} workers")
+        Args:
+            folder: This worker's part.
+            update: Number of updates made.
+        """
+        sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        (folder / f"{_SIZES}{self._rank}.json").write_text(json.dumps(sizes))
+        target = f"{self._root}/{update}"
+        self._files.create_dir(target, recursive=True)
+        self._copy(str(folder), target, fs.LocalFileSystem(), self._files)
+        barrier()
+        if self._rank == 0:
+            self._publish(update)
+
+    def _publish(self, update: int) -> None:
+        """Make a complete checkpoint the latest one, atomically, and delete the others."""
+        with self._files.open_output_stream(f"{self._root}/{LATEST}.new") as file:
+            file.write(json.dumps({"update": update}).encode())
+        self._files.move(f"{self._root}/{LATEST}.new", f"{self._root}/{LATEST}")
+        for entry in self._files.get_file_info(fs.FileSelector(self._root)):
+            # A worker that is ahead may be uploading the next one.
+            if entry.type == fs.FileType.Directory and int(entry.base_name) < update:
+                self._files.delete_dir(entry.path)
+
+    def latest(self, folder: Path) -> Path | None:
+        """Download the latest checkpoint, with the parts of all workers, into a new folder.
+
+        Returns:
+            `folder`; None if there is no checkpoint.
+
+        Raises:
+            DamagedCheckpoint: it is not as it was written.
+        """
+        path = f"{self._root}/{LATEST}"
+        if self._files.get_file_info(path).type == fs.FileType.NotFound:
+            return None
+        with self._files.open_input_stream(path) as file:
+            content = file.read()
+        try:
+            update = int(json.loads(content)["update"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedCheckpoint(f"{LATEST} of the checkpoints is damaged: {error}") from error
+        folder.mkdir()
+        self._copy(f"{self._root}/{update}", str(folder), self._files, fs.LocalFileSystem())
+        self._verify(folder)
+        return folder
+
+    def _copy(self, source: str, target: str, from_files: Any, to_files: Any) -> None:
+        fs.copy_files(
+            source, target, source_filesystem=from_files, destination_filesystem=to_files, use_threads=self._threads
+        )
+
+    def _verify(self, folder: Path) -> None:
+        """Check that a downloaded checkpoint has the parts of all workers, with all files in full length."""
+        lists = list(folder.glob(f"{_SIZES}*.json"))
+        try:
+            sizes = {name: size for path in lists for name, size in json.loads(path.read_text()).items()}
+        except ValueError as error:
+            raise DamagedCheckpoint(f"the checkpoint is damaged: {error}") from error
+        for name, size in sizes.items():
+            actual = (folder / name).stat().st_size if (folder / name).exists() else 0
+            if actual != size:
+                raise DamagedCheckpoint(f"the checkpoint is damaged: {name} has {actual} bytes instead of {size}")
+        if len(lists) != self._workers:
+            raise DamagedCheckpoint(
+                f"the checkpoint is damaged: it has the parts of {len(lists)} of {self._workers} workers"
+            )

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 import ray
 
+from sacpo.cluster import worker_groups
+from sacpo.cluster.executor import trains_on_group
 from sacpo.cluster.metrics import SweepMetrics
+from sacpo.cluster.worker_groups import RunningStep
 from sacpo.errors import StepError
 from sacpo.execution.runner import Runner
 from sacpo.planning.records import JudgeMetrics
@@ -78,7 +81,8 @@ class Dispatcher:
     Args:
         runner: Carries steps out.
         trial_ids: The trials that will ask for steps.
-        worker_slots: Worker slots that steps may hold at once.
+        worker_slots: Worker slots of the cluster. One worker group more is handed out, so that the next step is
+            prepared when capacity frees up.
         driver_steps: Driver-side steps that may run at once.
     """
 
@@ -89,7 +93,9 @@ class Dispatcher:
         self._targets = {trial.trial_id: plan.required_steps(trial) for trial in trials}
         targets = [step_id for required in self._targets.values() for step_id in required]
         done = set(runner.store.records(plan.steps))  # failures of this run are found again by the next attempt
-        self._schedule = Schedule(scheduled_steps(plan), targets, done, worker_slots, driver_steps)
+        slots = worker_slots + plan.space.resources.workers
+        self._schedule = Schedule(scheduled_steps(plan), targets, done, slots, driver_steps)
+        self._worker_slots = worker_slots
         self._driver_steps = driver_steps
         self._step_of_trial: dict[str, str] = {}
         self._started_trials: set[str] = set()
@@ -97,7 +103,7 @@ class Dispatcher:
         self._store_errors: dict[str, list[str]] = {}
         self._metrics = SweepMetrics(runner.run)
         self._changed = asyncio.Condition()
-        self._threads = ThreadPoolExecutor(worker_slots, thread_name_prefix="step")
+        self._threads = ThreadPoolExecutor(slots, thread_name_prefix="step")
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def next_driver_step(self, trial_id: str, previous: AttemptResult | None) -> str | None:
@@ -159,6 +165,10 @@ class Dispatcher:
         """Start every step that holds worker slots and may start now; wake the trials that wait for a step."""
         while (step_id := self._schedule.pop_ready(Pool.WORKERS)) is not None:
             self._spawn(self._carry_out(step_id))
+        steps = self._runner.plan.steps
+        running = [RunningStep(s, slots, trains_on_group(steps[s])) for s, slots in self._schedule.running().items()]
+        # By its module: Ray copies this class, with the names that it uses, and a copy would be another object.
+        worker_groups.GROUPS.follow(running, self._worker_slots)
         self._metrics.set_states(self._schedule.states())
         self._changed.notify_all()
 

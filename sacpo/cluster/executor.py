@@ -15,6 +15,7 @@ from sacpo.errors import StepError
 from sacpo.execution.in_process import carry_out_logged, join_shards
 from sacpo.execution.job import Job
 from sacpo.planning.kinds import KINDS, Holds, holds, worker_slots
+from sacpo.planning.plan import Step
 from sacpo.planning.records import StepResult
 
 
@@ -27,16 +28,21 @@ def execute(job: Job[Any]) -> StepResult:
     held = holds(job.step.kind, job.payload)
     if held is Holds.NOTHING:
         return carry_out_logged(job)
-    shard_file = KINDS[job.step.kind].shard_file
-    if held is Holds.WORKER_GROUP and shard_file is None:
+    if trains_on_group(job.step):
         from sacpo.cluster import trainer  # imports torch, which processes that only wait do without
 
         return trainer.train(job)
     results = _run_tasks(job, worker_slots(job.step.kind, job.payload, job.resources))
     if len(results) == 1:
         return results[0]
+    shard_file = KINDS[job.step.kind].shard_file
     assert shard_file is not None, "only a kind with a shard file is split"
     return join_shards(job, shard_file, results)
+
+
+def trains_on_group(step: Step) -> bool:
+    """Whether a step runs on Ray Train's worker groups."""
+    return holds(step.kind, step.payload) is Holds.WORKER_GROUP and KINDS[step.kind].shard_file is None
 
 
 def _run_tasks(job: Job[Any], count: int) -> list[StepResult]:

@@ -1,27 +1,23 @@
-"""Training steps on Ray Train: a worker group that survives the death of its workers, seen from the driver side.
+"""Training steps on Ray Train: a stage that survives the death of its workers, seen from the driver side.
 
-The processes of the group run `sacpo.cluster.worker`. Ray Train keeps its run in the step's checkpoint folder under a
-fixed name, so a second `fit` of the same step, from any process, resumes from the last checkpoint.
+`sacpo.cluster.worker_groups` has the groups; their processes run `sacpo.cluster.worker`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from typing import Any
 
 import ray
 import ray.util.scheduling_strategies
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from sacpo.cluster.checkpoints import DamagedCheckpoint
 from sacpo.cluster.worker import run_worker
-from sacpo.compat.ray_train import (
-    ReleasePlacementGroup,
-    TorchConfig,
-    TorchTrainer,
-    checkpoint_list_error,
-    training_error,
-)
+from sacpo.cluster.worker_groups import GROUPS
+from sacpo.compat.ray_train import ReleasePlacementGroup, TorchConfig, TorchTrainer, training_error
 from sacpo.errors import SacpoError, StepError
 from sacpo.execution.job import Job
 from sacpo.execution.resources import worker_resources
@@ -32,9 +28,9 @@ _START_TIMEOUT_S = "1800"  # how long a group waits for its placement group befo
 
 
 def train(job: Job[AnyTrainPayload]) -> StepResult:
-    """Run a training step on its own worker group and wait for it.
+    """Run a training step on a worker group and wait for it.
 
-    If a worker dies, the group restarts from the last checkpoint, `resources.max_restarts` times, or from the
+    If a worker dies, another group continues from the last checkpoint, `resources.max_restarts` times, or from the
     beginning of the stage if that checkpoint is damaged. An error that the training code raised is final.
 
     Raises:
@@ -45,12 +41,12 @@ def train(job: Job[AnyTrainPayload]) -> StepResult:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_TIMEOUT_S)
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     for attempt in range(resources.max_restarts + 1):
-        trainer = _trainer(job)
         try:
-            result, node_id = trainer.fit().return_value
+            with GROUPS.group(job, functools.partial(_run_group, job)) as group:
+                end = group.train(job)
             if job.store.cache is None:
-                return result  # type: ignore[no-any-return]
-            return result.model_copy(update={"files": _upload(job, node_id)})  # type: ignore[no-any-return]
+                return end.result
+            return end.result.model_copy(update={"files": _upload(job, end.node_id)})
         except Exception as error:
             raised = own_error(error)
             is_last = attempt == resources.max_restarts
@@ -64,12 +60,18 @@ def train(job: Job[AnyTrainPayload]) -> StepResult:
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _trainer(job: Job[AnyTrainPayload]) -> TorchTrainer:
-    """A Ray Train run for one attempt; NCCL with accelerators, gloo without."""
+def _run_group(job: Job[AnyTrainPayload], mailbox: Any, group: str) -> None:
+    """Run a worker group until it ends; NCCL with accelerators, gloo without.
+
+    Args:
+        job: The job of its first stage.
+        mailbox: Where it takes its stages from.
+        group: Its id.
+    """
     resources = job.resources
-    return TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"mailbox": mailbox, "group": group},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -77,15 +79,15 @@ def _trainer(job: Job[AnyTrainPayload]) -> TorchTrainer:
             resources_per_worker=worker_resources(resources),
         ),
         run_config=RunConfig(
-            # ZeRO-3 cannot resume with another number of workers; a group of another size starts the stage again.
-            name=f"{resources.sharding}-{resources.workers}",
+            # Ray Train wants a folder; it disappears with the checkpoints of the first stage.
+            name=f"group-{group}",
             storage_path=job.checkpoint_uri,
             storage_filesystem=job.store.filesystem(),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources.max_restarts),
             callbacks=[ReleasePlacementGroup()],
         ),
     )
+    trainer.fit()
 
 
 def _upload(job: Job[AnyTrainPayload], node_id: str) -> dict[str, str]:
@@ -105,9 +107,6 @@ def own_error(error: Exception) -> SacpoError | None:
     Returns:
         None if a worker, its node or the controller died, so that the group may restart.
     """
-    list_error = checkpoint_list_error(error)
-    if list_error is not None:
-        return DamagedCheckpoint(f"the controller's list of checkpoints is damaged: {_last_line(list_error)}")
     raised = training_error(error)
     if raised is None or isinstance(raised, SacpoError):
         return raised

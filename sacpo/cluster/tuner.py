@@ -174,8 +174,7 @@ def run_trials(
         max_task_retries=-1,
         max_concurrency=2 * concurrent_trials + 3,
         runtime_env={"env_vars": _cluster_address()},
-        # One worker group is over-subscribed, so that its controller is already running when capacity frees up.
-    ).remote(runner, trial_ids, workers + group_size, concurrent_trials)
+    ).remote(runner, trial_ids, workers, concurrent_trials)
     runner_reference = ray.put(runner)
     trainable = tune.with_resources(
         tune.with_parameters(_trial, runner=[runner_reference], run=run, dispatcher=dispatcher),

@@ -1,7 +1,10 @@
-"""The training code of one worker process of a group (`sacpo.cluster.trainer` starts the group)."""
+"""The training code of one worker process of a group (`sacpo.cluster.worker_groups`)."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 import os
 import sys
 import time
@@ -12,32 +15,47 @@ import ray
 import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
-from sacpo.cluster.checkpoints import report_checkpoint, verify_checkpoint
+from sacpo.cluster.checkpoints import GroupCheckpoints
 from sacpo.cluster.workdir import workdir
+from sacpo.cluster.worker_groups import StageEnd
 from sacpo.compat.deepspeed import load_operator
 from sacpo.execution.job import Job
 from sacpo.execution.output_capture import quiet_libraries
 from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import AnyTrainPayload
-from sacpo.planning.records import StepResult
+from sacpo.store.heartbeat import start_ticks
 
 _PREEMPTION_CHECK_S = 5.0  # between two checks for a notice; Ray Train itself checks as often
 
 
-def run_worker(config: dict[str, Any]) -> tuple[StepResult, str]:
-    """Run a training step as one worker of its group.
+def run_worker(config: dict[str, Any]) -> None:
+    """Train the stages of a group, one after the other, as one of its workers.
 
     Args:
-        config: The job, as `job`.
-
-    Returns:
-        The step's result and the id of this worker's node; Ray Train passes those of rank 0 on.
+        config: `mailbox` and the id of the `group` in it.
     """
-    job: Job[AnyTrainPayload] = config["job"]
+    mailbox, group = config["mailbox"], config["group"]
+    rank = ray.train.get_context().get_world_rank()
+    for number in itertools.count():
+        job: Job[AnyTrainPayload] | None = ray.get(mailbox.take.remote(group, number))
+        if job is None:
+            return
+        if number == 0:  # Ray may reuse an idle process for this worker; then it belongs to this group only since then
+            started_at = max(_process_start(), job.created_at)
+        else:
+            started_at = time.time()
+            _reset_peak_memory()
+        end = _train(job, started_at)
+        gc.collect()  # the memory of the stage's engine
+        ray.get(mailbox.give_back.remote(group, number, rank, end))
+        if end.is_leaving:
+            return
+
+
+def _train(job: Job[AnyTrainPayload], started_at: float) -> StageEnd:
+    """Train one stage as one worker of the group."""
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    # Ray may reuse an idle process for this worker; then it belongs to this step only since the job was made.
-    started_at = max(_process_start(), job.created_at)
     report = StepReport(started_at=started_at, workers=world_size, devices=world_size)
     report.end_start_part("process")
     _redirect_output(job.logs / f"worker-{rank}.log")
@@ -47,37 +65,26 @@ def run_worker(config: dict[str, Any]) -> tuple[StepResult, str]:
 
     report.end_start_part("imports")
     with workdir(f"{job.step.id}-{rank}") as folder:
-        resume_from = _download_checkpoint(folder, world_size)
+        checkpoints = GroupCheckpoints(job, rank, world_size)
+        resume_from = checkpoints.latest(folder / "resumed")
+        if resume_from is not None:
+            print(f"resuming from {resume_from}", flush=True)
         deepspeed = deepspeed_config(job) if job.resources.sharding == "zero3" else None
         report.end_start_part("group")
+        watcher = PreemptionWatcher()
         worker = WorkerContext(
             world_size=world_size,
             rank=rank,
             deepspeed=deepspeed,
             resume_from=resume_from,
-            on_checkpoint=report_checkpoint,
+            on_checkpoint=checkpoints.keep,
             workdir=folder,
-            is_preempted=PreemptionWatcher(),
+            is_preempted=watcher,
         )
         with job.staged_inputs():
             report = stage.run(job, worker, report)
         report.ended_at = time.time()
-        return report.result(), ray.get_runtime_context().get_node_id()
-
-
-def _download_checkpoint(folder: Path, workers: int) -> Path | None:
-    """The last checkpoint in a folder of this machine; None if the stage starts from its beginning.
-
-    Raises:
-        DamagedCheckpoint: it is not as it was written.
-    """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    print(f"resuming from {checkpoint.path}", flush=True)
-    checkpoint.to_directory(str(folder / "resumed"))
-    verify_checkpoint(folder / "resumed", workers)
-    return folder / "resumed"
+        return StageEnd(report.result(), ray.get_runtime_context().get_node_id(), watcher.notified)
 
 
 def deepspeed_config(job: Job[AnyTrainPayload]) -> dict[str, Any]:
@@ -117,19 +124,19 @@ class PreemptionWatcher:
     def __init__(self) -> None:
         self._checked_at = time.monotonic()
         self._updates, self._updates_per_check = 0, 1
-        self._notified = False
+        self.notified = False
 
     def __call__(self) -> bool:
         """Count an update; whether a notice has just arrived."""
         self._updates += 1
-        if self._notified or self._updates < self._updates_per_check:
+        if self.notified or self._updates < self._updates_per_check:
             return False
         now = time.monotonic()
         estimate = max(1, int(self._updates * _PREEMPTION_CHECK_S / (now - self._checked_at)))
         self._updates_per_check = broadcast_from_rank_zero(estimate)
         self._updates, self._checked_at = 0, now
-        self._notified = ray.train.get_preemption_info() is not None
-        return self._notified
+        self.notified = ray.train.get_preemption_info() is not None
+        return self.notified
 
 
 def _redirect_output(path: Path) -> None:
@@ -141,14 +148,24 @@ def _redirect_output(path: Path) -> None:
     os.close(log)
 
 
+def _reset_peak_memory() -> None:
+    """Forget the largest memory that an earlier stage in this process has held (proc(5), `clear_refs`)."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):  # a system without /proc
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _process_start() -> float:
     """When this process started, in seconds since the epoch; now on systems without `/proc`.
 
     psutil's `create_time` adds up from a boot time in whole seconds, which is too coarse for `start_seconds`.
     """
-    try:
-        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-    except OSError:
+    ticks = start_ticks(os.getpid())
+    if not ticks:
         return time.time()
-    return time.time() - (uptime - ticks / os.sysconf("SC_CLK_TCK"))
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return time.time() - (uptime - int(ticks) / os.sysconf("SC_CLK_TCK"))

@@ -25,19 +25,3 @@ def connected_by_client() -> bool:
     `ray.util.client.ray` is not documented, although many parts of Ray ask it.
     """
     return bool(ray.util.client.ray.is_connected())
-
-
-def creation_error(error: BaseException) -> BaseException | None:
-    """The exception that an actor's `__init__` raised.
-
-    `ActorDiedError.actor_init_failed` is public, but the exception itself is only in the constructor's arguments; the
-    public message quotes its traceback as text.
-
-    Returns:
-        None if `error` is not an `ActorDiedError`, or if the actor died for another reason.
-    """
-    if not isinstance(error, ray.exceptions.ActorDiedError) or not error.actor_init_failed:
-        return None
-    task_error = error.args[0]
-    cause = task_error.cause if isinstance(task_error, ray.exceptions.RayTaskError) else None
-    return cause if isinstance(cause, BaseException) else None

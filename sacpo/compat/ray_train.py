@@ -13,11 +13,10 @@ import ray.train
 import ray.train.torch
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError, RayTrainError
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from torch.distributed import DistError
 
-from sacpo.compat.ray_core import creation_error
 from sacpo.errors import SacpoError
 
 
@@ -83,18 +82,6 @@ class ReleasePlacementGroup(WorkerGroupCallback, ControllerCallback):  # type: i
         """Remove it; called by the controller after the worker group's shutdown."""
         if hasattr(self, "_handle"):
             self._handle.shutdown()
-
-
-def checkpoint_list_error(error: BaseException) -> Exception | None:
-    """The error for a list of checkpoints in the run's folder that Ray Train cannot load.
-
-    The controller reads the list in its `__init__`. Ray Train has no public type for this error.
-
-    Returns:
-        None if `trainer.fit()` raised `error` for another reason.
-    """
-    cause = creation_error(error)
-    return cause if isinstance(cause, CheckpointManagerInitializationError) else None
 
 
 def training_error(error: BaseException) -> Exception | None:

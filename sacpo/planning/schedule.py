@@ -88,7 +88,7 @@ class Schedule:
         self._steps = steps
         self._resolved = set(done)  # done, failed, or dependent on a failed step
         self._failed: set[str] = set()
-        self._running: set[str] = set()
+        self._running: dict[str, None] = {}  # in the order in which they were handed out
         required = _required(steps, targets, done)
         self._open_parents = {step_id: sum(p not in done for p in steps[step_id].parents) for step_id in required}
         self._children: dict[str, list[str]] = {}
@@ -137,9 +137,13 @@ class Schedule:
         if self._used[pool] and self._used[pool] + self._size(step_id) > self._limits[pool]:
             return None
         heapq.heappop(heap)
-        self._running.add(step_id)
+        self._running[step_id] = None
         self._used[pool] += self._size(step_id)
         return step_id
+
+    def running(self) -> dict[str, int]:
+        """The worker slots of each running step that holds some, in the order in which the steps were handed out."""
+        return {step_id: slots for step_id in self._running if (slots := self._steps[step_id].slots)}
 
     def finish(self, step_id: str, succeeded: bool) -> None:
         """The step has ended. If it failed, all steps that depend on it are resolved as failed too."""
@@ -159,7 +163,7 @@ class Schedule:
     def suspend(self, step_id: str) -> None:
         """The step no longer runs and has no outcome; it is not handed out again before `requeue`."""
         if step_id in self._running:
-            self._running.remove(step_id)
+            del self._running[step_id]
             self._used[self._steps[step_id].pool] -= self._size(step_id)
 
     def requeue(self, step_id: str) -> None:

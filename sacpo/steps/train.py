@@ -118,6 +118,7 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
         shutil.copyfile(job.parents["policy"] / GENERATION_CONFIG_NAME, job.folder / GENERATION_CONFIG_NAME)
         (job.folder / HISTORY).write_text(json.dumps(history))
         finish_stage(job)
+    trainer.accelerator.free_memory()  # ends DeepSpeed's engine: the process may train another stage
     return report
 
 

@@ -58,7 +58,7 @@ class Heartbeat:
 def current_process() -> dict[str, Any]:
     """Identity of this process, by which others can check whether it lives: `host`, `pid` and `started`."""
     pid = os.getpid()
-    return {"host": _host(), "pid": pid, "started": _start_time(pid)}
+    return {"host": _host(), "pid": pid, "started": start_ticks(pid)}
 
 
 def is_stale(holder: dict[str, Any], key: str, content: bytes) -> bool:
@@ -85,8 +85,11 @@ def _host() -> str:
     return f"{socket.gethostname()} {uuid.getnode()}"
 
 
-def _start_time(pid: int) -> str:
-    """Start of a process in clock ticks since boot, which tells reused process ids apart; empty if it has ended."""
+def start_ticks(pid: int) -> str:
+    """Start of a process in clock ticks since boot, which tells reused process ids apart.
+
+    Empty if the process has ended, and on systems without `/proc`.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -96,7 +99,7 @@ def _start_time(pid: int) -> str:
 
 
 def _is_alive(pid: int, started: str) -> bool:
-    return bool(started) and _start_time(pid) == started
+    return bool(started) and start_ticks(pid) == started
 
 
 _observations: dict[str, tuple[bytes, float, float]] = {}

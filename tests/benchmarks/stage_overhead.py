@@ -1,7 +1,9 @@
 """One DPO stage under Ray Train and ZeRO-3, against the same TRL script under `accelerate launch` and ZeRO-3.
 
 Both sides train in turns on two CPU workers over gloo, with the same policy, examples, batches and settings, and a live
-reference. The figures are the time of an update, and the time before the first one, ours by part.
+reference. The figures are the time of an update, and the time before the first one, ours by part. After each of our
+stages a second one trains on the same worker group, as in a sweep: its time before the first update is
+`later_stage_start_seconds`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.cluster import executor, tuner
+from sacpo.cluster.worker_groups import GROUPS, RunningStep
 from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
 from sacpo.planning.payloads import DPOPayload
@@ -84,7 +87,7 @@ def main() -> None:
     parts: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as temporary, tuner.cluster("local", num_cpus=2):
         root = Path(temporary)
-        chain = [{"chain": "dpo:helpfulness", "beta": [round(2 + 0.1 * i, 1) for i in range(arguments.repeats)]}]
+        chain = [{"chain": "dpo:helpfulness", "beta": [round(2 + 0.1 * i, 1) for i in range(2 * arguments.repeats)]}]
         variant = space(chains=chain, merges=[], training__dpo=dpo, model__hidden_size=arguments.width, model__layers=4,
                       resources__workers=2, resources__reference="live")  # fmt: skip
         plan, store = make_plan(variant), Store(root / "store")
@@ -94,8 +97,15 @@ def main() -> None:
         for stage in stages:
             for parent in plan.steps[stage].parents.values():
                 inputs.ensure(parent)
+        later_starts = []
+        for stage, later in zip(stages[::2], stages[1::2], strict=True):
+            GROUPS.follow([RunningStep(stage, 2, is_stage=True), RunningStep(later, 2, is_stage=True)], slots=2)
             started = time.time()
             record = runner.ensure(stage)
+            later_started = time.time()
+            later_starts.append(runner.ensure(later).first_update_at - later_started)
+            GROUPS.follow([], slots=2)
+            print(f"ours, on the same group: first update after {later_starts[-1]:.1f} s", flush=True)
             metrics = train_metrics(record)
             ours["start"].append(record.first_update_at - started)
             ours["update"].append(metrics.throughput.training_seconds / metrics.updates)
@@ -118,6 +128,7 @@ def main() -> None:
         "step_time_ratio": round(median["update"][0] / median["update"][1], 3),
         "start_seconds": round(median["start"][0], 1),
         "accelerate_start_seconds": round(median["start"][1], 1),
+        "later_stage_start_seconds": round(statistics.median(later_starts), 1),
         **{f"start_{name}_seconds": value for name, value in profile.items()},
     }
     print(json.dumps(figures))
