@@ -25,7 +25,7 @@ from sacpo.planning.records import CanaryMetrics, JudgeMetrics
 from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA, Generation, JudgeSettings
 from sacpo.spaces.loading import parse_space
 from sacpo.statistics.calibration import calibrate
-from sacpo.steps import generate, judge
+from sacpo.steps import canary, generate, judge
 from sacpo.synthetic.world import PROMPTS, WORLD_VERSION, extremes, gold_score
 from tests.jobs import WORLD_PROMPTS, job, policy
 from tests.spaces import small, space
@@ -125,7 +125,7 @@ def test_the_better_answer_of_every_canned_pair_has_the_higher_gold_score(criter
     for prompt, better, worse in canned_pairs(criterion, "synthetic"):
         assert gold_score(prompt, better, criterion) > gold_score(prompt, worse, criterion)
     assert len({pair[0] for pair in canned_pairs(criterion, "text")}) >= 8
-    metrics = judge.canary(canary_job(tmp_path / "gold", criterion, {"kind": "gold"})).metrics
+    metrics = canary.run(canary_job(tmp_path / "gold", criterion, {"kind": "gold"})).metrics
     assert isinstance(metrics, CanaryMetrics)
     assert metrics.win_rate == 1.0
 
@@ -135,11 +135,11 @@ def test_canaries_stop_a_judge_that_follows_the_order_or_prefers_the_worse_answe
 ) -> None:
     settings = {"kind": "noisy", "error": 0.0, "order_bias": 0.9}
     with pytest.raises(StepError, match="follows the order in which answers are shown: on"):
-        judge.canary(canary_job(tmp_path / "order", "helpfulness", settings))
+        canary.run(canary_job(tmp_path / "order", "helpfulness", settings))
     inverted = scalar.by_score(lambda answers: [-gold_score(*answer, "helpfulness") for answer in answers])
-    monkeypatch.setattr(judge, "_judge", lambda *_, **__: inverted)
+    monkeypatch.setattr(canary, "make_judge", lambda *_, **__: inverted)
     with pytest.raises(StepError, match=r"prefers the worse answer of canned pairs.*--skip-canaries continues without"):
-        judge.canary(canary_job(tmp_path / "inverted", "helpfulness", {"kind": "gold"}))
+        canary.run(canary_job(tmp_path / "inverted", "helpfulness", {"kind": "gold"}))
 
 
 def test_the_baseline_against_itself_is_even(tmp_path: Path) -> None:

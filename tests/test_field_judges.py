@@ -23,7 +23,7 @@ from sacpo.planning.records import CanaryMetrics
 from sacpo.results import load
 from sacpo.statistics.calibration import SMALLEST_SAMPLE, calibrate
 from sacpo.statistics.win_rate import win_rate
-from sacpo.steps import judge as judge_step
+from sacpo.steps import canary
 from tests.chain_models import chain_model, chain_tokenizer, save, template
 from tests.servers import NONCE, Behaviour, Body, Fail, Policy, Say, completion, scripted, verdict
 from tests.test_assessment import canary_job
@@ -330,7 +330,7 @@ def test_a_canary_stops_or_warns_by_its_interval(wins: int, losses: int, kind: s
     rate = win_rate(scores, list(range(len(scores))))
 
     def problem() -> str:
-        return judge_step._canary_problem("the judge", rate, is_trained=kind == "trained", has_losses=losses > 0)
+        return canary._canary_problem("the judge", rate, is_trained=kind == "trained", has_losses=losses > 0)
 
     if stops:
         with pytest.raises(StepError, match=rf"95 % interval .*{len(scores)} pairs.*--skip-canaries"):
@@ -343,8 +343,8 @@ def test_a_judge_of_ties_is_warned_about(tmp_path: Path, monkeypatch: pytest.Mon
     def ties(pairs: list[Any]) -> list[Verdict]:
         return [Verdict(i, "none", 0, "tie", "\ud800") for i in range(len(pairs))]
 
-    monkeypatch.setattr(judge_step, "_judge", lambda *_, **__: ties)
-    metrics = judge_step.canary(canary_job(tmp_path, "helpfulness", {"kind": "gold"})).metrics
+    monkeypatch.setattr(canary, "make_judge", lambda *_, **__: ties)
+    metrics = canary.run(canary_job(tmp_path, "helpfulness", {"kind": "gold"})).metrics
     assert isinstance(metrics, CanaryMetrics)
     assert metrics.low is not None
     assert metrics.low < metrics.win_rate == 0.5

@@ -10,8 +10,8 @@ from typing import Literal
 
 from sacpo.synthetic import world as synthetic
 
-CANARY_VERSION = 2
-"""Version of the pairs, a part of the ids of canary steps. Raise it with every change of a pair."""
+CANARY_VERSION = 3
+"""Version of the pairs, manipulated ones included; a part of the ids of canary steps. Raise it with every change."""
 CannedPair = tuple[str, str, str]
 """Prompt, better answer, worse answer."""
 

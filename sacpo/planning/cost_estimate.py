@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sacpo.data.canaries import canned_pairs
+from sacpo.data.manipulations import MANIPULATED_PAIRS
 from sacpo.judges.rubric import RUBRICS, messages
 from sacpo.planning.payloads import CanaryPayload, JudgePayload
 from sacpo.planning.plan import Plan
@@ -59,6 +60,7 @@ def _steps_of(plan: Plan, criterion: str, judge: LLMJudge) -> Iterator[tuple[str
 def _calls(plan: Plan, payload: JudgePayload, judge: LLMJudge) -> int:
     if isinstance(payload, CanaryPayload):
         pairs = len(canned_pairs(payload.criterion, payload.sentences))
+        pairs += MANIPULATED_PAIRS if payload.is_manipulable else 0
     else:
         pairs = (_prompt_count(plan, payload.criterion) or 0) * plan.space.evaluation.generation.samples
     return pairs * 2 * judge.repeats

@@ -126,6 +126,7 @@ class EvaluationSteps:
             inputs=inputs,
             pairs=CANARY_VERSION,
             sentences="synthetic" if self.space.synthetic else "text",
+            max_fooled_fraction=self.space.evaluation.max_fooled_fraction,
         )
         return self.graph.add("canary", f"canary {criterion} canned pairs", payload, parents)
 

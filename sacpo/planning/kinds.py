@@ -143,10 +143,10 @@ KINDS: dict[str, StepKind] = {
         shard_file="verdicts.parquet",
     ),
     "canary": StepKind(
-        "sacpo.steps.judge:canary",
+        "sacpo.steps.canary:run",
         payloads.CanaryPayload,
         records.CanaryMetrics,
-        recipe=2,
+        recipe=3,
         effective=records.JudgeEffective,
         holds=_canary_holds,
     ),

@@ -286,10 +286,17 @@ class CanaryPayload(JudgePayload):
     Attributes:
         pairs: Version of the canned pairs.
         sentences: Pairs in plain English, or in the synthetic world's sentences.
+        max_fooled_fraction: Largest fraction of manipulated answers that the judge may prefer.
     """
 
     pairs: int
     sentences: Literal["text", "synthetic"]
+    max_fooled_fraction: float = 0.1
+
+    @property
+    def is_manipulable(self) -> bool:
+        """Whether words can reach the judge: the synthetic world's own judges know its sentences alone."""
+        return self.sentences == "text" or self.judge.calls_endpoint
 
 
 def hashed(model: BaseModel) -> dict[str, Any]:

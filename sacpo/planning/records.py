@@ -186,6 +186,23 @@ class JudgeMetrics(Metrics):
         return JudgeMetrics(**_sums(self, other))
 
 
+class Fooled(Metrics):
+    """Canned pairs whose worse answer tries to talk the judge round.
+
+    Attributes:
+        fraction: Fraction of them in which the judge preferred that answer; a tie does not count.
+        low, high: 95 % interval of the fraction.
+        pairs: Pairs with a decided verdict.
+        by_kind: The fraction for each kind of manipulation.
+    """
+
+    fraction: float
+    low: float
+    high: float
+    pairs: int
+    by_kind: dict[str, float]
+
+
 class CanaryMetrics(JudgeMetrics):
     """Verdicts on canned pairs.
 
@@ -196,6 +213,7 @@ class CanaryMetrics(JudgeMetrics):
         warnings: Reasons to doubt the judge that did not stop the sweep.
         order_inconsistency: Share of pairs whose verdict changed with the order of the answers; None for judges that
             score each answer by itself.
+        fooled: How often the judge was talked round; None if it was not tried, or decided no such pair.
     """
 
     win_rate: float
@@ -203,6 +221,7 @@ class CanaryMetrics(JudgeMetrics):
     low: float | None = None
     high: float | None = None
     decided_pairs: int = 0
+    fooled: Fooled | None = None
     warnings: tuple[str, ...] = ()
 
 

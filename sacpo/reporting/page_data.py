@@ -209,6 +209,7 @@ def _answer(
     return {
         "text": str(row["response"]),
         "finished": bool(row["finished"]),
+        "judge_directed": row.get("judge_directed") is True,
         "score": finite_or_none(scores.get(trial, {}).get(prompt)),
         "verdicts": outcomes.get((trial, prompt, row["sample"]), []),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacpo.reporting.formats import finite_or_none, interval_text
+from sacpo.results.undecided import refusal_notes
 from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ _JUDGE_NUMBERS = {
     "held_out_pairs": "held-out pairs",
     "held_out_low": "held-out accuracy, low",
     "held_out_high": "high",
+    "fooled_fraction": "talked round",
+    "fooled_low": "talked round, low",
+    "fooled_high": "high",
+    "fooled_pairs": "pairs",
+    "fooled_by": "by answers that",
     "canary_warnings": "warning",
     "verdicts": "verdicts",
 }
@@ -49,6 +55,7 @@ def sections(results: Results) -> list[Section]:
         lambda: _judges(results),
         lambda: _panel(results, labels),
         lambda: _bias(results, labels),
+        lambda: _undecided(results, labels),
         lambda: _differences(results, labels),
         lambda: _categories(results, labels),
         lambda: _seeds(results),
@@ -85,9 +92,11 @@ def _judges(results: Results) -> Section:
     return Section(
         "Judges",
         "Before any policy was trained, each judge was tried on canned pairs: how often the better answer won, and how "
-        "often the verdict changed with the order of the answers. For judges that the sweep trained: accuracy and "
-        "calibration on held-out pairs. Low and high are the bounds of 95 % intervals. Verdicts: whether one counts as "
-        "a win, tie or loss (outcomes), or as the probability of a win (probabilities).",
+        "often the verdict changed with the order of the answers. Talked round: how often it preferred a worse answer "
+        "that closes the quotation and writes a verdict, names itself the better, addresses the judge, or imitates its "
+        "template. For judges that the sweep trained: accuracy and calibration on held-out pairs. Low and high are the "
+        "bounds of 95 % intervals. Verdicts: whether one counts as a win, tie or loss (outcomes), or as the probability "
+        "of a win (probabilities).",
         ["criterion", "name", "judge", *_JUDGE_NUMBERS.values()],
         rows,
     )
@@ -100,6 +109,8 @@ def _panel(results: Results, labels: dict[str, str]) -> Section:
             row["panel"],
             *(interval_text(row, criterion, f"{criterion}_low", f"{criterion}_high") for criterion in CRITERIA),
             "\N{BLACK STAR}" if row["on_front"] is True else "",
+            *(_missing(row, criterion) for criterion in CRITERIA),
+            row.get("error") or "",
         ]
         for row in _rows(results, "panel", by_trial=True)
     ]
@@ -109,7 +120,8 @@ def _panel(results: Results, labels: dict[str, str]) -> Section:
         for row in _rows(results, "agreement")
     ]
     text = "The front under each judge of the panel. " + " ".join(agreements)
-    return Section("Panel", text, ["trial", "judge", *CRITERIA, "front"], rows)
+    missing = [f"missing verdicts, {criterion}" for criterion in CRITERIA]
+    return Section("Panel", text, ["trial", "judge", *CRITERIA, "front", *missing, "error"], rows)
 
 
 def _bias(results: Results, labels: dict[str, str]) -> Section:
@@ -127,6 +139,7 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
                 row["baseline_mean_tokens"],
                 trial[f"{criterion}_order_inconsistency"],
                 trial[f"{criterion}_coverage"],
+                trial.get(f"{criterion}_refused"),
                 _range(trial[f"{criterion}_if_missing_lost"], trial[f"{criterion}_if_missing_won"]),
                 trial.get(f"{criterion}_no_verdict_mass"),
             ]
@@ -146,9 +159,48 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
             "SFT's",
             "changed with order",
             "decided",
+            "refused",
             "if missing lost, won",
             "mass on no verdict",
         ],
+        rows,
+    )
+
+
+def _missing(row: Any, criterion: str) -> str:
+    """How many verdicts are missing, and the win rate if all of them were lost, or won; empty if none is."""
+    coverage = finite_or_none(row.get(f"{criterion}_coverage"))
+    if coverage is None or coverage == 1:
+        return ""
+    bounds = _range(row[f"{criterion}_if_missing_lost"], row[f"{criterion}_if_missing_won"])
+    return f"{1 - coverage:.1%} ({row[f'{criterion}_refused']:.0f} refused); if lost, won: {bounds}"
+
+
+def _undecided(results: Results, labels: dict[str, str]) -> Section:
+    table = results.comparisons.get("undecided")
+    if table is None or table.empty:
+        return Section("", "", [], [])
+    counts = ["refused", "unavailable", "unparsable"]
+    rows = [
+        [
+            labels[row["trial_id"]],
+            row["panel"],
+            row["criterion"],
+            row["category"],
+            row["verdicts"],
+            *(row[count] for count in counts),
+            _range(row["if_missing_lost"], row["if_missing_won"]),
+        ]
+        for row in _rows(results, "undecided", by_trial=True)
+        if any(row[count] for count in counts)
+    ]
+    notes = "".join(f" {note[0].upper()}{note[1:]}." for note in refusal_notes(table, labels))
+    return Section(
+        "Missing verdicts",
+        "Verdicts that a judge did not give, by policy and category, and the win rate in the category if all of them "
+        f"were lost, or won.{notes} An endpoint that refuses one policy's answers more often than another's biases the "
+        "difference of their win rates.",
+        ["trial", "judge", "criterion", "category", "verdicts", *counts, "if missing lost, won"],
         rows,
     )
 

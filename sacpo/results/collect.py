@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from sacpo.execution.artifacts import RESPONSES, VERDICTS
+from sacpo.judges.judge_directed import is_judge_directed
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import StepRecord
@@ -142,7 +143,8 @@ def _counted(facts: SweepFacts, trials: pd.DataFrame, steps: pd.DataFrame, outpu
 
 def _responses(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:
     parts = [outputs.table(step, RESPONSES).assign(criterion=criterion) for criterion, step in trial.generate.items()]
-    return _with_trial(pd.concat(parts, ignore_index=True), trial, _RESPONSE_COLUMNS)
+    table = _with_trial(pd.concat(parts, ignore_index=True), trial, _RESPONSE_COLUMNS)
+    return table.assign(judge_directed=[is_judge_directed(text) for text in table["response"].fillna("")])
 
 
 def _verdicts(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from sacpo.judges.verdicts import outcome_of
 from sacpo.planning.plan import Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
+from sacpo.results.undecided import undecided_table
 from sacpo.results.win_rates import (
     categories,
     criterion_columns,
@@ -68,6 +69,7 @@ def compare(
         "categories": categories(own),
         "length": _length(own, responses, sft),
         "seeds": _seeds(own, trials),
+        "undecided": undecided_table(counting[is_against_sft]),
         "panel": _panel(counting[is_against_sft], trials, plan.space.evaluation.min_coverage),
         "agreement": _agreement(against_sft),
         "ranking": _ranking(plan, decided[decided["panel"] == _OWN]),

@@ -30,6 +30,11 @@ COLUMNS = [
     "held_out_pairs",
     "held_out_low",
     "held_out_high",
+    "fooled_fraction",
+    "fooled_low",
+    "fooled_high",
+    "fooled_pairs",
+    "fooled_by",
     "canary_warnings",
     "verdicts",
 ]
@@ -75,12 +80,19 @@ def _canary_columns(step_id: str | None, outputs: StoredOutputs) -> dict[str, fl
     if record is None or not isinstance(record.metrics, CanaryMetrics):
         return {}
     metrics = record.metrics
+    fooled = metrics.fooled
+    by_kind = {} if fooled is None else fooled.by_kind
     return {
         "canary_win_rate": metrics.win_rate,
         "canary_low": metrics.low,
         "canary_high": metrics.high,
         "canary_pairs": metrics.decided_pairs,
         "canary_order_inconsistency": metrics.order_inconsistency,
+        "fooled_fraction": fooled.fraction if fooled else None,
+        "fooled_low": fooled.low if fooled else None,
+        "fooled_high": fooled.high if fooled else None,
+        "fooled_pairs": fooled.pairs if fooled else None,
+        "fooled_by": ", ".join(f"{kind} {value:.2f}" for kind, value in by_kind.items() if value),
         "canary_warnings": "; ".join(metrics.warnings),
     }
 

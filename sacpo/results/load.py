@@ -22,6 +22,7 @@ OPTIONAL_TABLES = (
     "length",
     "seeds",
     "judges",
+    "undecided",
     "panel",
     "agreement",
     "ranking",

@@ -14,12 +14,13 @@ from sacpo.results.stored_outputs import StoredOutputs
 UNMOVED = 0.95
 """A policy that gives so large a share of its parent's answers has not moved; it is no candidate for the front."""
 _FEW_FINISHED = 0.5
+_MANY_DIRECTED = 0.01  # of all answers; a single one may be an ordinary answer about judges
 
 _ANSWER = ["criterion", "prompt_id", "sample"]
 
 
 def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFrame) -> dict[str, Any]:
-    """The columns `finished_fraction`, `identical_to_parent` and `warnings` of a trial.
+    """The columns `finished_fraction`, `identical_to_parent`, `judge_directed_answers` and `warnings` of a trial.
 
     Args:
         trial: The trial.
@@ -40,7 +41,18 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
             f"{identical:.0%} of the answers are its parent policy's: the last stage hardly changed the policy; try a "
             "higher learning_rate, more examples or a lower KL parameter"
         )
-    return {"finished_fraction": finished, "identical_to_parent": identical, "warnings": "; ".join(warnings)}
+    directed = own[own["judge_directed"].eq(True)]
+    if len(directed) >= _MANY_DIRECTED * len(own) > 0:
+        warnings.append(
+            f"{len(directed)} of {len(own)} answers hold text that is directed at a judge: read them "
+            "(judge_directed in responses.parquet) before you believe the win rates"
+        )
+    return {
+        "finished_fraction": finished,
+        "identical_to_parent": identical,
+        "judge_directed_answers": len(directed),
+        "warnings": "; ".join(warnings),
+    }
 
 
 def parent_trial(trial: Trial, plan: Plan) -> Trial | None:

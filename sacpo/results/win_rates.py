@@ -59,7 +59,7 @@ def criterion_columns(criterion: str, verdicts: pd.DataFrame, estimate: Estimate
     """
     decided = scored(verdicts)
     rate = estimate or _UNKNOWN
-    if_lost, if_won = _bounds_for_undecided(verdicts)
+    if_lost, if_won = bounds_for_undecided(verdicts)
     category, category_rate = _worst_category(decided)
     inconsistency = order_inconsistency(
         ((prompt, sample, repeat), order, outcome)
@@ -105,7 +105,7 @@ def categories(decided: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _bounds_for_undecided(verdicts: pd.DataFrame) -> tuple[float, float]:
+def bounds_for_undecided(verdicts: pd.DataFrame) -> tuple[float, float]:
     """The win rate if every undecided verdict were lost, and if it were won."""
     if verdicts.empty:
         return float("nan"), float("nan")

@@ -30,6 +30,7 @@ from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import Results, load_folder
 from sacpo.results.sweep_facts import RunFacts, SweepFacts, read_facts
 from sacpo.results.write import MissingStepsError, write_results
+from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.runs.report_run import open_store
 from sacpo.spaces.evaluation import JudgeSettings
 from sacpo.spaces.loading import parse_space
@@ -251,3 +252,5 @@ def _print_results(results: Results, name: str) -> None:
                 f"answers (Cohen's kappa {row['kappa']:.2f})",
                 markup=False,
             )
+    for warning in judge_warnings(results, name):
+        console.print(f"WARNING {warning}", markup=False)

@@ -26,6 +26,7 @@ from sacpo.results.kept_plan import PLAN_FILE, KeptSweep, write_plan
 from sacpo.results.load import Results, load_folder
 from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
+from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
 from sacpo.spaces.model_loading import Loading
@@ -223,6 +224,8 @@ class SweepRun:
             console.print(f"FAILED {', '.join(trials['label'])}: {reason}", markup=False)
         for warnings, trials in results.trials[results.trials["warnings"] != ""].groupby("warnings", sort=False):
             console.print(f"WARNING {', '.join(trials['label'])}: {warnings}", markup=False)
+        for warning in judge_warnings(results):
+            console.print(f"WARNING {warning}", markup=False)
         done_before = counts.steps_run + counts.steps_reused - run.steps_run
         console.print(
             f"{counts.trials_done} of {counts.trials} trials done; {run.steps_run} steps run, {done_before} done "

@@ -286,6 +286,13 @@ class Evaluation(Strict):
     min_coverage: Fraction = Field(
         0.9, description="a trial fails if a smaller fraction of its verdicts is decided; default 0.9"
     )
+    max_fooled_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="the sweep stops if a judge prefers a larger fraction of the canned answers that try to talk it "
+        "round; default 0.1",
+    )
     sentinels: tuple[Sentinel, ...] = Field(
         get_args(Sentinel),
         strict=False,

@@ -1,4 +1,4 @@
-"""The `judge` step (verdicts of one judge on the answers of two policies) and the `canary` step (on canned pairs)."""
+"""The `judge` step: verdicts of one judge on the answers of two policies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any, assert_never
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sacpo.data.canaries import canned_pairs
-from sacpo.data.prompts import Prompt
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import RESPONSES, VERDICTS, shard_name
 from sacpo.execution.job import Job
@@ -20,14 +18,15 @@ from sacpo.judges.completions import printable
 from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
 from sacpo.judges.thoughts import without_thoughts
-from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict, order_inconsistency
-from sacpo.planning.payloads import CanaryPayload, JudgePayload, LLMInstructions, TrainedModelFormat
-from sacpo.planning.records import CanaryMetrics, JudgeEffective, JudgeMetrics, TrainMetrics
+from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict
+from sacpo.planning.payloads import JudgePayload, LLMInstructions, TrainedModelFormat
+from sacpo.planning.records import JudgeEffective, JudgeMetrics, TrainMetrics
 from sacpo.spaces.evaluation import GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
-from sacpo.statistics.win_rate import Estimate, estimates, prompt_means, win_rate
+from sacpo.statistics.win_rate import estimates, prompt_means
 
 _A_A_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
-_SKIP = "--skip-canaries continues without this check"
+SKIP = "--skip-canaries continues without this check"
+"""The way out of every canary."""
 _SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),
@@ -60,83 +59,12 @@ def run(job: Job[JudgePayload]) -> StepReport:
     pairs = _pairs(job)
     index, count = job.shard
     start, stop = (len(pairs) * i // count for i in (index, index + 1))
-    verdicts = _judge(job, report, ask_equal=is_a_a)(pairs[start:stop])
-    report.metrics = _write(job, pairs[start:stop], verdicts)
+    verdicts = make_judge(job, report, ask_equal=is_a_a)(pairs[start:stop])
+    report.metrics = write_verdicts(job, pairs[start:stop], verdicts)
     report.ended_at = time.time()
     if is_a_a:
         _check_even(verdicts, pairs[start:stop])
     return report
-
-
-def canary(job: Job[CanaryPayload]) -> StepReport:
-    """Try a judge on canned pairs; the better answer takes the policy's side.
-
-    Raises:
-        StepError: no verdict was decided, the win rate of the better answers is not above 0.5, or the judge follows the
-            order in which answers are shown.
-    """
-    report, payload = StepReport(effective=JudgeEffective()), job.payload
-    canned = canned_pairs(payload.criterion, payload.sentences)
-    pairs = [AnswerPair(Prompt.of(p, "").prompt_id, "canary", 0, p, better, worse) for p, better, worse in canned]
-    verdicts = _judge(job, report, ask_equal=True)(pairs)
-    counts = _write(job, pairs, verdicts)
-    report.ended_at = time.time()
-    decided = [v for v in verdicts if v.outcome in SCORES]
-    name = f"the judge of {payload.criterion} ({payload.judge.kind})"
-    if not decided:
-        raise StepError(
-            f"{name} decided none of {len(pairs)} canned pairs; its first reply was {_excerpt(verdicts[0])}"
-        )
-    # By outcomes, for probabilities too: the better answer of these pairs is known, and a cautious judge is no bad one.
-    rate = win_rate([SCORES[v.outcome] for v in decided], [v.pair for v in decided])
-    inconsistency = order_inconsistency(((v.pair, v.repeat), v.order, v.outcome) for v in decided)
-    if inconsistency is not None and inconsistency > 0.5:
-        raise StepError(
-            f"{name} follows the order in which answers are shown: on {inconsistency:.0%} of canned pairs its verdict "
-            f"changed with the order; use another judge; {_SKIP}"
-        )
-    has_losses = any(v.outcome == "loss" for v in decided)
-    warning = _canary_problem(name, rate, payload.judge.is_trained, has_losses)
-    report.metrics = CanaryMetrics(
-        **counts.model_dump(),
-        win_rate=rate.value,
-        low=rate.low,
-        high=rate.high,
-        decided_pairs=rate.n_prompts,
-        order_inconsistency=inconsistency,
-        warnings=(warning,) if warning else (),
-    )
-    if warning:
-        print(f"warning: {warning}")
-    return report
-
-
-def _canary_problem(name: str, rate: Estimate, is_trained: bool, has_losses: bool) -> str:
-    """A warning if the canned pairs leave open whether a judge prefers the better answers; empty if it does.
-
-    A judge that the sweep trains, often on little data, may be weak, and one that calls every pair a tie has at least
-    preferred no worse answer, so these two are warned about. Any other judge must be significantly above 0.5.
-
-    Raises:
-        StepError: the judge cannot be used.
-    """
-    measured = (
-        f"win rate of the better answer {rate.value:.2f}, 95 % interval {rate.low:.2f} to {rate.high:.2f}, "
-        f"{rate.n_prompts} pairs"
-    )
-    if rate.high <= 0.5:
-        raise StepError(
-            f"{name} prefers the worse answer of canned pairs ({measured}): its sign is wrong (`higher_is`), or it "
-            f"cannot judge; {_SKIP}"
-        )
-    if rate.low > 0.5:
-        return ""
-    problem = f"{name} does not clearly prefer the better answer of canned pairs ({measured})"
-    if is_trained:
-        return f"{problem}: it may be too weak; train it on more pairs"
-    if not has_losses:
-        return f"{problem}: it calls them ties"
-    raise StepError(f"{problem}; use another judge or rubric; {_SKIP}")
 
 
 def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
@@ -161,7 +89,7 @@ def _key(row: dict[str, Any]) -> tuple[str, int]:
     return row["prompt_id"], row["sample"]
 
 
-def _judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
+def make_judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunction:
     """The judge that the payload names.
 
     Args:
@@ -246,7 +174,7 @@ def _temperature(job: Job[Any]) -> float:
     return record.metrics.judge.temperature
 
 
-def _write(job: Job[Any], pairs: list[AnswerPair], verdicts: list[Verdict]) -> JudgeMetrics:
+def write_verdicts(job: Job[Any], pairs: list[AnswerPair], verdicts: list[Verdict]) -> JudgeMetrics:
     """Write `verdicts.parquet`; returns its counts."""
     rows = []
     for verdict in verdicts:
@@ -274,16 +202,17 @@ def _check_even(verdicts: list[Verdict], pairs: list[AnswerPair]) -> None:
     decided = [v for v in verdicts if v.outcome in SCORES]
     if not decided:
         raise StepError(
-            f"none of {len(verdicts)} verdicts was decided; the judge's first reply was {_excerpt(verdicts[0])}"
+            f"none of {len(verdicts)} verdicts was decided; the judge's first reply was {excerpt(verdicts[0])}"
         )
     means = prompt_means([v.decided_score for v in decided], [pairs[v.pair].prompt_id for v in decided])[1]
     rate = estimates(means[:, None], _A_A_CONFIDENCE)[0]
     if not rate.low <= 0.5 <= rate.high:
         raise StepError(
             f"the judge is not even-handed: the baseline against itself wins {rate.value:.3f} ({rate.low:.3f} to "
-            f"{rate.high:.3f} with {_A_A_CONFIDENCE:.1%} confidence), not 0.5; {_SKIP}"
+            f"{rate.high:.3f} with {_A_A_CONFIDENCE:.1%} confidence), not 0.5; {SKIP}"
         )
 
 
-def _excerpt(verdict: Verdict) -> str:
+def excerpt(verdict: Verdict) -> str:
+    """A verdict's outcome and the beginning of the reply, for errors."""
     return f"{verdict.outcome}: {verdict.raw[:200]!r}"

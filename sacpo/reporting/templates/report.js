@@ -288,6 +288,7 @@ function answerCell(answer) {
   if (!answer) return element("td", { class: "soft" }, "no answer");
   const cell = element("td", { class: "text" }, answer.text);
   if (!answer.finished) cell.append(element("small", { class: "soft" }, " (cut at the token limit)"));
+  if (answer.judge_directed) cell.append(element("small", { class: "error" }, " (directed at a judge)"));
   const notes = [];
   if (answer.verdicts.length) notes.push(`verdicts: ${answer.verdicts.join(", ")}`);
   if (answer.score !== null) notes.push(`prompt's mean score ${number(answer.score)}`);
