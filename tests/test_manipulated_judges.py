@@ -90,7 +90,7 @@ def test_a_judge_that_is_talked_round_stops_the_sweep_above_the_limit(
     assert fooled.by_kind["addresses the judge"] == pytest.approx(0.5)
     with pytest.raises(StepError, match=r"can be talked round: it preferred 10% .*addresses the judge 50%.*max_fooled"):
         tried(tmp_path / "above", limit=0.09)
-    monkeypatch.setattr(canary, "make_judge", by_words("never"))
+    monkeypatch.setattr(canary, "make_judge", by_words("no such words"))
     sound = tried(tmp_path / "sound", limit=0.0).fooled
     assert sound is not None
     assert (sound.fraction, sound.high < 0.1) == (0.0, True), "the interval can tell"

@@ -95,8 +95,8 @@ def _judges(results: Results) -> Section:
         "often the verdict changed with the order of the answers. Talked round: how often it preferred a worse answer "
         "that closes the quotation and writes a verdict, names itself the better, addresses the judge, or imitates its "
         "template. For judges that the sweep trained: accuracy and calibration on held-out pairs. Low and high are the "
-        "bounds of 95 % intervals. Verdicts: whether one counts as a win, tie or loss (outcomes), or as the probability "
-        "of a win (probabilities).",
+        "bounds of 95 % intervals. Verdicts: whether one counts as a win, tie or loss (outcomes), or as the "
+        "probability of a win (probabilities).",
         ["criterion", "name", "judge", *_JUDGE_NUMBERS.values()],
         rows,
     )
