@@ -1,4 +1,7 @@
-"""`sacpo judge RESULTS --judge FILE`: judges the stored answers of a sweep by a further judge; generates nothing."""
+"""`sacpo judge RESULTS --judge FILE`: judges the stored answers of a sweep by a further judge; generates nothing.
+
+`sacpo judge RESULTS --import FILE` takes the verdicts of AlpacaEval's annotations.json as a further judge.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 
 from sacpo.errors import SacpoError
+from sacpo.spaces.evaluation import AnnotationsJudge, JudgeSettings
 from sacpo.spaces.loading import load_judge
 from sacpo.store.results_location import ResultsLocation
 
@@ -15,22 +19,31 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all answers were judged, 1 some judge steps failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="sacpo judge", description=__doc__)
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
-    parser.add_argument(
-        "--judge", type=Path, required=True, help="YAML file with the judge's settings (kind: llm, ...)"
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--judge", type=Path, help="YAML file with the judge's settings (kind: llm, ...)")
+    source.add_argument(
+        "--import", dest="annotations", type=Path, help="AlpacaEval's annotations.json, whose verdicts become a judge"
     )
     parser.add_argument("--name", help="name of the judge in the panel (default: the file's name)")
     parser.add_argument("--criterion", action="append", help="judge this criterion only; can be given several times")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the judge")
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judge on canned pairs first")
     arguments = parser.parse_args(argv)
+    if arguments.annotations and arguments.set:
+        parser.error("--set changes a setting of --judge FILE; --import has none")
+    file = arguments.judge or arguments.annotations
     try:
-        settings = load_judge(arguments.judge, arguments.set)
+        settings: JudgeSettings
+        if arguments.annotations:
+            settings = AnnotationsJudge(kind="annotations", path=str(file.resolve()))
+        else:
+            settings = load_judge(file, arguments.set)
         from sacpo.runs.judge_run import AddedJudge, judge_again
 
         judge = AddedJudge(
-            name=arguments.name or arguments.judge.stem,
+            name=arguments.name or file.stem,
             settings=settings,
-            source=str(arguments.judge),
+            source=str(file),
             criteria=arguments.criterion,
         )
         return judge_again(

@@ -71,10 +71,15 @@ OWNERS = {
     "sklearn": ("statistics/",),
     "scipy": ("statistics/",),
     "psutil": ("compat/",),
+    "inspect_ai": ("runs/answer_formats.py",),
     "tokenizers": ("steps/",),
     "peft": ("steps/adapters.py",),
 }
-DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}  # of libraries with another name than their distribution
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "inspect_ai": "inspect-ai",
+}  # of libraries with another name than their distribution
 
 SHIPPED = ("sacpo", "tune_spaces", "docs", "clusters", "analysis", ".ci")
 SHIPPED_FILES = [
@@ -263,7 +268,8 @@ def test_light_modules_load_no_heavy_library() -> None:
 
 def test_every_imported_library_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[\[<>=~! ]", requirement)[0].lower() for requirement in project["dependencies"]}
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "dev" for line in lines]
+    declared = {re.split(r"[\[<>=~! ]", line)[0].lower() for line in [*project["dependencies"], *extras]}
     libraries = {entry.module.partition(".")[0] for path in MODULES for entry in imports(path)}
     libraries -= {*sys.stdlib_module_names, "sacpo"}
     assert {DISTRIBUTIONS.get(library, library) for library in libraries} <= declared

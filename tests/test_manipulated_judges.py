@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,5 +174,5 @@ def test_answers_that_are_directed_at_a_judge_are_marked_and_counted(
     answers = results.responses[results.responses["trial_id"] == trials.loc["always-refuse", "trial_id"]]
     assert trials.loc["always-refuse", "judge_directed_answers"] == len(answers) == answers["judge_directed"].sum()
     assert "hold text that is directed at a judge" in trials.loc["always-refuse", "warnings"]
-    assert "(directed at a judge)" in (copied / "report.html").read_text()
+    assert re.search(r'"judge_directed": ?true', (copied / "report.html").read_text())
     assert not list(judge_warnings(results))

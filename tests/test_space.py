@@ -271,6 +271,7 @@ def test_facts_about_judges() -> None:
         "reward_model": (False, True, False, False),
         "trained_reward_model": (False, True, False, True),
         "llm": (False, False, True, False),
+        "annotations": (False, False, False, False),
     }
 
 

@@ -6,7 +6,7 @@ before (`sacpo.planning.training_steps`) and given here by `judge_model_key`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -15,6 +15,7 @@ from sacpo.errors import DataError, SacpoError
 from sacpo.judges.rubric import PROMPT_VERSION, RUBRICS
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import (
+    AnnotationFile,
     CanaryPayload,
     GeneratePayload,
     JudgeInputs,
@@ -26,6 +27,7 @@ from sacpo.planning.payloads import (
 )
 from sacpo.planning.plan import Plan, Trial
 from sacpo.spaces.evaluation import (
+    AnnotationsJudge,
     GoldJudge,
     JudgeSettings,
     LLMJudge,
@@ -132,7 +134,7 @@ class EvaluationSteps:
 
     def canaries(self) -> list[str]:
         """The canary of every judge of the space."""
-        return [self.canary(criterion, judge) for criterion, judge in judges_of(self.space)]
+        return [self.canary(criterion, judge) for criterion, judge in judges_of(self.space) if not judge.is_imported]
 
     def _inputs(self, criterion: str, judge: JudgeSettings) -> tuple[JudgeInputs, dict[str, str]]:
         """What a judge needs beside the answers, and the steps that it depends on."""
@@ -153,6 +155,8 @@ class EvaluationSteps:
                 return TrainedModelFormat(prompt_template=template, max_length=max_length), {"model": model}
             case LLMJudge():
                 return LLMInstructions(rubric=_rubric(judge, criterion), prompt_version=PROMPT_VERSION), {}
+            case AnnotationsJudge():
+                return AnnotationFile(annotations=self.graph.content(judge.path, None)), {}
             case _:
                 assert_never(judge)
 
@@ -169,13 +173,16 @@ def judge_model_key(judge: TrainedJudge) -> str:
     return judge.model_dump_json(exclude={"tie_margin", "verdicts"})
 
 
-def add_judge(plan: Plan, name: str, judges: Mapping[str, JudgeSettings]) -> tuple[Plan, tuple[str, ...]]:
+def add_judge(
+    plan: Plan, name: str, judges: Mapping[str, JudgeSettings], trial_ids: Collection[str] | None = None
+) -> tuple[Plan, tuple[str, ...]]:
     """Add a judge to the panel of a plan, for the answers that the plan's trials have.
 
     Args:
         plan: The plan.
         name: The judge's name in the panel. Steps of a judge of this name that was added before are replaced.
         judges: The judge's settings by criterion.
+        trial_ids: The trials that it judges; None for all.
 
     Returns:
         The plan with the new steps, and the steps that try the judge on canned pairs; they are in the plan's steps, but
@@ -196,6 +203,8 @@ def add_judge(plan: Plan, name: str, judges: Mapping[str, JudgeSettings]) -> tup
     def judged(trial: Trial) -> Trial:
         if trial is plan.baseline:
             return trial
+        if trial_ids is not None and trial.trial_id not in trial_ids:
+            return trial.model_copy(update={"panel": {key: steps for key, steps in trial.panel.items() if key != name}})
         steps = {
             criterion: planner.judge_step(
                 criterion, judge, f"{trial.label} by {name}", trial.generate, plan.baseline.generate
@@ -205,7 +214,7 @@ def add_judge(plan: Plan, name: str, judges: Mapping[str, JudgeSettings]) -> tup
         return trial.model_copy(update={"panel": trial.panel | {name: steps}})
 
     trials = tuple(judged(trial) for trial in plan.trials)
-    canaries = tuple(planner.canary(criterion, judge) for criterion, judge in judges.items())
+    canaries = tuple(planner.canary(criterion, judge) for criterion, judge in judges.items() if not judge.is_imported)
     return plan.model_copy(update={"trials": trials, "steps": graph.steps}), canaries
 
 

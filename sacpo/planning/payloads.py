@@ -255,6 +255,12 @@ class RewardModelContent(Frozen):
     content: Content
 
 
+class AnnotationFile(Frozen):
+    """Inputs of a judge whose verdicts are in a file."""
+
+    annotations: Content
+
+
 class TrainedModelFormat(Frozen):
     """Inputs of a judge that the sweep trains; the model itself is the parent `model`."""
 
@@ -269,7 +275,7 @@ class LLMInstructions(Frozen):
     prompt_version: int
 
 
-JudgeInputs = SyntheticScale | RewardModelContent | TrainedModelFormat | LLMInstructions
+JudgeInputs = SyntheticScale | RewardModelContent | AnnotationFile | TrainedModelFormat | LLMInstructions
 
 
 class JudgePayload(Payload):

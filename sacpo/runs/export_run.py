@@ -1,9 +1,10 @@
-"""Exports the policy of a trial as a plain Hugging Face folder with a model card."""
+"""Exports the policy of a trial as a plain Hugging Face folder, or all answers for another evaluation harness."""
 
 from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from sacpo.planning.plan import Plan, Trial
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import load_folder
+from sacpo.runs.answer_formats import Answers, Format, write_answers
 from sacpo.runs.choose_run import certificate_of
 from sacpo.runs.report_run import missing_steps, open_store
 from sacpo.spaces.constraints import Constraint
@@ -49,8 +51,7 @@ def export_policy(
     folder = location.fetch()
     results, plan = load_folder(folder), read_kept_plan(folder)
     trial = _find_trial(plan, name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SacpoError(f"{out} is not empty; give a new folder")
+    _check_empty(out)
     if not trial.policy:
         raise SacpoError(f"{trial.label} is a sentinel: it has answers, but no policy to export")
     choice = certificate_of(results, constraints)
@@ -108,3 +109,47 @@ def _find_trial(plan: Plan, name: str) -> Trial:
     similar = difflib.get_close_matches(name, labels, n=1)
     hint = f"; did you mean {similar[0]!r}?" if similar else ""
     raise SacpoError("\n  ".join([f"no trial {name!r} in this sweep{hint}", *labels]))
+
+
+def export_answers(location: ResultsLocation, answer_format: Format, out: Path) -> list[Path]:
+    """Write every policy's answers in the format of another evaluation harness.
+
+    Args:
+        location: The results folder. Neither its store nor a model is needed.
+        answer_format: The format.
+        out: A folder that is new or empty.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        SacpoError: there are no such results, no answers, `out` is not empty, or a package is missing.
+    """
+    results = load_folder(location.fetch())
+    _check_empty(out)
+    if results.responses.empty:
+        raise SacpoError("no policy has answered yet; run the sweep first")
+    created_at = results.sweep.runs[-1].started_at if results.sweep.runs else 0.0
+    answers, names = [], dict[str, str]()
+    for trial in results.trials.to_dict("records"):
+        name = re.sub(r"[^A-Za-z0-9.=@-]+", "_", trial["label"]).strip("_.") or "policy"
+        name = f"{name}-{trial['trial_id']}" if name in names.values() else name
+        names[trial["trial_id"]] = name
+        own = results.responses[results.responses["trial_id"] == trial["trial_id"]]
+        for criterion, rows in own.groupby("criterion", sort=False):
+            answers.append(
+                Answers(
+                    criterion=str(criterion),
+                    label=trial["label"],
+                    name=name,
+                    is_baseline=trial["method"] == "sft",
+                    rows=rows.to_dict("records"),
+                    created_at=created_at,
+                )
+            )
+    return write_answers(answers, answer_format, out)
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SacpoError(f"{out} is not empty; give a new folder")

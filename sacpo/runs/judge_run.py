@@ -30,9 +30,10 @@ from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import Results, load_folder
 from sacpo.results.sweep_facts import RunFacts, SweepFacts, read_facts
 from sacpo.results.write import MissingStepsError, write_results
+from sacpo.runs.import_verdicts import matched
 from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.runs.report_run import open_store
-from sacpo.spaces.evaluation import JudgeSettings
+from sacpo.spaces.evaluation import AnnotationsJudge, JudgeSettings
 from sacpo.spaces.loading import parse_space
 from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import Store
@@ -50,12 +51,14 @@ class AddedJudge:
         settings: Its settings.
         source: The file of the settings, for errors.
         criteria: The criteria that it judges; None for all criteria of the space.
+        trial_ids: The trials that it judges; None for all.
     """
 
     name: str
     settings: JudgeSettings
     source: str
     criteria: Sequence[str] | None = None
+    trial_ids: Collection[str] | None = None
 
 
 def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[str], canaries: bool = True) -> int:
@@ -78,10 +81,14 @@ def judge_again(location: ResultsLocation, judge: AddedJudge, command: Sequence[
     """
     folder = location.fetch()
     facts, kept = read_facts(folder), read_kept_plan(folder)
+    results = load_folder(folder)
+    if isinstance(judge.settings, AnnotationsJudge):
+        criteria, trial_ids = matched(judge.settings, judge.criteria, results, kept.baseline.trial_id)
+        judge = replace(judge, criteria=criteria, trial_ids=trial_ids)
     plan, checks = _extended_plan(kept, judge, canaries)
     store = open_store(location, facts)
     run = RunFacts.start(command, "in-process")
-    trials = load_folder(folder).trials
+    trials = results.trials
     done_trials = set(trials.loc[trials["status"] == "done", "trial_id"])
     _retract_undecided(plan, store, judge)
     with Registration(plan, store, location, run.run, command, run.started_at):
@@ -112,7 +119,7 @@ def _extended_plan(kept: Plan, judge: AddedJudge, canaries: bool) -> tuple[Plan,
         raise SacpoError(f"--criterion {', '.join(unknown)}: this sweep has {', '.join(criteria)}")
     criteria = list(judge.criteria or criteria)
     _check_settings(kept, judge, criteria)
-    plan, checks = add_judge(kept, judge.name, dict.fromkeys(criteria, judge.settings))
+    plan, checks = add_judge(kept, judge.name, dict.fromkeys(criteria, judge.settings), judge.trial_ids)
     if canaries:
         return plan, checks
     steps = {step_id: step for step_id, step in plan.steps.items() if step_id in kept.steps or step_id not in checks}

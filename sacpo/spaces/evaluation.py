@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, Name, Strict
+from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
 from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
@@ -69,12 +69,14 @@ class JudgeBase(Strict):
         loads_model: A step of the judge loads a model, so it needs a worker.
         calls_endpoint: The judge calls an endpoint, which can cost money.
         is_trained: The sweep trains the judge before the judge is used.
+        is_imported: The verdicts come from a file, so that there are none on canned pairs.
     """
 
     synthetic_only: ClassVar[bool] = False
     loads_model: ClassVar[bool] = False
     calls_endpoint: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
+    is_imported: ClassVar[bool] = False
 
     verdicts: VerdictScale = Field(
         "outcomes",
@@ -234,8 +236,23 @@ class LLMJudge(JudgeBase):
     calls: Calls = Field(Calls(), description="limits and prices of the endpoint")
 
 
+class AnnotationsJudge(JudgeBase):
+    """Verdicts of AlpacaEval's annotators on the answers of this sweep, from a file."""
+
+    is_imported: ClassVar[bool] = True
+    not_hashed: ClassVar[frozenset[str]] = frozenset({"path"})
+
+    kind: Literal["annotations"] = Field(description="verdicts from AlpacaEval's annotations.json; on a panel only")
+    path: LocalPath = Field(description="the file annotations.json, relative to the space file")
+    verdicts: VerdictScale = Field(
+        "probabilities",
+        description="score of a verdict: the annotator's preference (probabilities, default), or 1, 0.5 or 0 for win, "
+        "tie or loss (outcomes)",
+    )
+
+
 JudgeSettings = Annotated[
-    GoldJudge | NoisyJudge | RewardModelJudge | TrainedJudge | LLMJudge,
+    GoldJudge | NoisyJudge | RewardModelJudge | TrainedJudge | LLMJudge | AnnotationsJudge,
     Field(discriminator="kind"),
 ]
 

@@ -174,6 +174,11 @@ def _check_judges(space: Space, report: Report) -> None:
                 setting,
                 f"{judge.kind} judges only the synthetic world; use llm, reward_model or trained_reward_model",
             )
+        if judge.is_imported and setting[-1] == "judge" and len(setting) == 3:
+            report(
+                setting,
+                f"{judge.kind} cannot be tried on canned pairs; use it on a panel, or sacpo judge --import",
+            )
         if isinstance(judge, TrainedJudge):
             _check_trained_judge(space, setting, judge, report)
         if judge.verdicts == "probabilities":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, assert_never
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from sacpo.execution.artifacts import RESPONSES, VERDICTS, shard_name
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges import scalar
+from sacpo.judges.annotations import from_annotations, read_annotations
 from sacpo.judges.completions import printable
 from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
@@ -21,7 +23,7 @@ from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict
 from sacpo.planning.payloads import JudgePayload, LLMInstructions, TrainedModelFormat
 from sacpo.planning.records import JudgeEffective, JudgeMetrics, TrainMetrics
-from sacpo.spaces.evaluation import GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
+from sacpo.spaces.evaluation import AnnotationsJudge, GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
 from sacpo.statistics.win_rate import estimates, prompt_means
 
 _A_A_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
@@ -155,6 +157,8 @@ def make_judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunct
                 probabilities=probabilities,
                 unscored=scalar.TOO_LONG,
             )
+        case AnnotationsJudge():
+            return from_annotations(read_annotations(Path(judge.path)), probabilities=probabilities)
         case _:
             assert_never(judge)
 
