@@ -150,3 +150,22 @@ def test_no_policy_is_no_choice(results: Results) -> None:
     second = results.verdicts["prompt_id"].map(certifies)
     with pytest.raises(SacpoError, match="too few to be split"):
         choose(replace(results, verdicts=results.verdicts[second]), SAFE)
+
+
+def test_the_preview_names_the_lambda_that_is_expected_to_qualify() -> None:
+    chain = "dpo:helpfulness>dpo:harmlessness"
+    grid = {"chain": chain, "beta": [2.0], "beta_over_lambda": [[4.0, 2.0]]}
+    results = simulated(np.random.default_rng(0), [(0.6, 0.4)], prompts=60, space={"chains": [grid]})
+    path = {"chain": chain, "beta": 2.0, "second_id": "policy-0", "lambda": [0.0, 1.0, 2.0, 4.0]}
+    preview = pd.DataFrame(path | {"harmlessness": [0.2, 0.5, 0.7, 0.9], "harmlessness_low": [0.1, 0.4, 0.5, 0.7]})
+    choice = choose(replace(results, comparisons={"preview": preview}), SAFE)
+    assert choice.suggestion is not None
+    assert choice.suggestion.expected == pytest.approx(1.5)
+    assert choice.suggestion.qualifies == pytest.approx(3.0)
+    assert choice.suggestion.setting == "chains.0.beta_over_lambda=[[4.0, 2.0, 0.667]]"
+    text = choice_text(choice, "", "sacpo extend R --set X")
+    assert "from λ = 1.5 on" in text
+    assert "train it with: sacpo extend R --set X" in text
+    low = preview.assign(harmlessness_low=0.1)
+    assert choose(replace(results, comparisons={"preview": low}), SAFE).suggestion is None
+    assert choose(results, SAFE).suggestion is None

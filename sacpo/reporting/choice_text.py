@@ -15,14 +15,15 @@ RULE = (
 )
 
 
-def choice_text(choice: Choice, export: str) -> str:
+def choice_text(choice: Choice, export: str, extend: str = "") -> str:
     """The choice as the terminal shows it.
 
     Args:
         choice: The choice.
         export: Command that exports the chosen policy; empty if none qualifies.
+        extend: Command that trains the policy that the preview expects to qualify; empty without one.
     """
-    lines = _chosen(choice, export) if choice.chosen is not None else _none(choice)
+    lines = _chosen(choice, export) if choice.chosen is not None else _none(choice, extend)
     return "\n".join([*lines, "", f"rule: {RULE}"])
 
 
@@ -61,11 +62,19 @@ def _chosen(choice: Choice, export: str) -> Iterator[str]:
     yield f"export it with: {export}"
 
 
-def _none(choice: Choice) -> Iterator[str]:
+def _none(choice: Choice, extend: str) -> Iterator[str]:
     yield f"none qualifies: no policy is shown to have {' and '.join(map(_asked, choice.constraints))}"
     first = choice.sequence[0]
     yield f"the most conservative policy on the front of the choosing part, {choice.labels[first]}:"
     yield from (f"  {line}" for line in certificate_lines(choice, first))
+    if choice.suggestion is not None:
+        advice = choice.suggestion
+        yield (
+            f"the preview expects the bound from λ = {advice.expected:.3g} on, and its 95 % band is above it from λ = "
+            f"{advice.qualifies:.3g} on ({advice.chain}, β = {advice.beta:g})"
+        )
+        if extend:
+            yield f"train it with: {extend}"
     if choice.needed is None:
         yield "it is not above the bound there, so more prompts alone would not help"
         return

@@ -11,6 +11,7 @@ import pandas as pd
 from sacpo.reporting.formats import finite_or_none
 from sacpo.reporting.series import (
     GOLD,
+    INK,
     TITLES,
     WIN_RATES,
     all_series,
@@ -77,7 +78,12 @@ def page_data(results: Results) -> dict[str, Any]:
         "hover": HOVER_COLUMNS,
         "trials": [_trial(row, looks.get(str(row["trial_id"]))) for row in trials.to_dict("records")],
         "series": [
-            {"name": s.name, "colour": s.colour, "marker": s.marker, "runs": [list(run["trial_id"]) for run in s.runs]}
+            {
+                "name": s.name,
+                "colour": _colour(s.colour),
+                "marker": s.marker,
+                "runs": [list(run["trial_id"]) for run in s.runs],
+            }
             for s in series
         ],
         "planes": _planes(results),
@@ -106,10 +112,17 @@ def _trial(row: dict[Any, Any], series: Any) -> dict[str, Any]:
         "constraint": str(row.get("constraint", "")),
         "series": "" if series is None else series.name,
         "marker": "" if series is None else series.marker,
-        "colour": "" if series is None else series.colour,
-        "text_colour": "" if series is None else text_colour(series.colour),
+        "colour": "" if series is None else _colour(series.colour),
+        "text_colour": "" if series is None else _colour(series.colour, is_text=True),
         **{name: finite_or_none(row.get(name)) if row["status"] == "done" else None for name in numbers},
     }
+
+
+def _colour(colour: str, is_text: bool = False) -> str:
+    """The colour in the page, where ink is the colour of text: light in dark mode."""
+    if colour == INK:
+        return "currentColor"
+    return text_colour(colour) if is_text else colour
 
 
 def _planes(results: Results) -> list[dict[str, Any]]:

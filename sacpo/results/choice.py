@@ -23,6 +23,7 @@ from sacpo.errors import SacpoError
 from sacpo.results.constraint_columns import worst_case_means
 from sacpo.results.front import candidates, objective_of, own_verdicts
 from sacpo.results.load import Results
+from sacpo.results.suggestion import Suggestion, suggest
 from sacpo.results.win_rates import prompt_matrix, scored
 from sacpo.spaces.constraints import Constraint
 from sacpo.statistics.certificate import lower_bounds, prompts_needed, share_upper_bound
@@ -108,6 +109,7 @@ class Choice:
         needed: If none qualifies: how many prompts of each constrained criterion, both parts together, would certify
             the first policy of the sequence with 80 % power if its scores go on as so far; None if it is not above the
             bounds on the certifying part.
+        suggestion: If none qualifies under one constraint: what the preview expects to qualify; None without a preview.
     """
 
     constraints: tuple[Constraint, ...]
@@ -123,6 +125,7 @@ class Choice:
     ties_lost: dict[str, float] = field(default_factory=dict)
     tails: tuple[Tail, ...] = ()
     needed: int | None = None
+    suggestion: Suggestion | None = None
 
     def row(self, trial: str, criterion: str) -> pd.Series:
         """The row of a policy and a criterion."""
@@ -179,7 +182,10 @@ def choose(results: Results, constraints: Sequence[Constraint]) -> Choice:
         labels={str(k): str(v) for k, v in trials.set_index("trial_id")["label"].items()},
         best=str(first[objective].idxmax()),
     )
-    return _certificate(choice, verdicts) if certified else _shortfall(choice, verdicts)
+    if certified:
+        return _certificate(choice, verdicts)
+    suggestion = suggest(results, constraints[0]) if len(constraints) == 1 else None
+    return replace(_shortfall(choice, verdicts), suggestion=suggestion)
 
 
 def _baseline(trials: pd.DataFrame) -> str:

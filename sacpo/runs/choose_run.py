@@ -34,7 +34,9 @@ def choose_policy(location: ResultsLocation, name: str, constraints: Sequence[Co
         options += ["--confidence", f"{constraints[0].confidence:g}"]
     label = None if choice.chosen is None else choice.labels[choice.chosen]
     export = "" if label is None else shlex.join(["sacpo", "export", name, label, "my-policy", *options])
-    return choice_text(choice, export), 0 if choice.chosen is not None else 1
+    setting = "" if choice.suggestion is None else choice.suggestion.setting
+    extend = shlex.join(["sacpo", "extend", name, "--set", setting]) if setting else ""
+    return choice_text(choice, export, extend), 0 if choice.chosen is not None else 1
 
 
 def space_constraints(results: Results) -> list[Constraint]:

@@ -19,6 +19,7 @@ from sacpo.statistics.win_rate import SEED
 GRID = np.arange(1, 1000) / 1000
 """The bounds that `lower_bounds` tries."""
 _LARGEST_STAKE = 0.99  # share of the wealth that a score of 0 may lose
+_SAMPLES = 1000  # of which a share must succeed for a number of prompts to be enough
 _CHUNK = 2**16  # pairs of a column and a bound that are tested at the same time
 
 
@@ -85,12 +86,12 @@ def upper_bounds(scores: ArrayLike, confidence: float) -> NDArray[np.float64]:
 
 
 def prompts_needed(
-    scores: ArrayLike, bound: float, confidence: float, power: float = 0.8, most: int = 20_000
+    scores: ArrayLike, bound: float, confidence: float, power: float = 0.8, most: int = 10_000
 ) -> int | None:
     """Number of prompts with which a mean is shown to be above a bound, if scores go on as they are so far.
 
     Samples of the number of prompts are drawn from the scores; the number is the smallest with which the test succeeds
-    in this share of 200 samples.
+    in this share of 1,000 samples, with one standard error to spare.
 
     Args:
         scores: Shape (prompts,), each in [0, 1].
@@ -107,8 +108,8 @@ def prompts_needed(
         return None
 
     def is_enough(n: int) -> bool:
-        samples = np.random.default_rng(SEED).choice(values, (n, 200))
-        return bool(is_above(samples, [bound], confidence).mean() >= power)
+        samples = np.random.default_rng(SEED).choice(values, (n, _SAMPLES))
+        return bool(is_above(samples, [bound], confidence).mean() >= power + (power * (1 - power) / _SAMPLES) ** 0.5)
 
     low, high = values.size, 2 * values.size
     while not is_enough(high):
