@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -54,16 +55,19 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         ) from None
     if suffix == ".csv":
         return _read_csv(path, text)
-    return _read_json(path, text) if suffix == ".json" else _read_jsonl(path, text)
+    if suffix == ".json":
+        return _read_json(path, text)
+    del text  # a large file is in memory once
+    return _read_jsonl(path, raw)
 
 
-def _read_jsonl(path: Path, text: str) -> list[dict[str, Any]]:
+def _read_jsonl(path: Path, raw: bytes) -> list[dict[str, Any]]:
     rows = []
-    # Not splitlines(), which also splits at U+2028 and other characters that may be inside JSON texts.
-    for number, line in enumerate(text.split("\n"), start=1):
+    # Lines of bytes end at line feeds alone; those of a text also at U+2028, which may be inside JSON texts.
+    for number, line in enumerate(io.BytesIO(raw.removeprefix(codecs.BOM_UTF8)), start=1):
         if line.strip():
             try:
-                rows.append(_object(json.loads(line), path, f"line {number}"))
+                rows.append(_object(json.loads(line.decode()), path, f"line {number}"))
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}: line {number} is not JSON ({error}); each line is one JSON object") from None
     return rows

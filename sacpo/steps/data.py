@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import numpy as np
@@ -21,10 +22,19 @@ from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import DemonstrationsPayload, FilesPayload, PreferencesPayload, SampledPayload
 from sacpo.planning.records import DataMetrics, PreferencesMetrics
+from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
 from sacpo.synthetic import world
 
 AnyDataPayload = FilesPayload | DemonstrationsPayload | SampledPayload
+_CHUNK = 8192  # rows that are converted, tokenised and written at a time
+_IDS = pa.list_(pa.int32())
+_SCHEMAS: dict[ExampleShape, pa.Schema] = {
+    "pairs": pa.schema({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS}),
+    "labelled": pa.schema({"prompt_ids": _IDS, "completion_ids": _IDS, "label": pa.bool_()}),
+    "demonstrations": pa.schema({"input_ids": _IDS, "labels": _IDS}),
+}
+"""Columns of the rows of `sacpo.data.tokenise`."""
 
 
 def sample(job: Job[PreferencesPayload]) -> StepReport:
@@ -39,79 +49,144 @@ def sample(job: Job[PreferencesPayload]) -> StepReport:
 def run(job: Job[AnyDataPayload]) -> StepReport:
     """Read, check, split and tokenise one source for one kind of stage.
 
+    Rows are converted, tokenised and written a chunk at a time, so that no more than one chunk of token ids is in
+    memory.
+
     Raises:
         DataError: the source cannot be read, a larger fraction of its rows is invalid than allowed, or no row is left.
     """
     payload = job.payload
     source = _source(job)
+    total, columns = len(source.rows), columns_of(source.rows)
+    names = [EXAMPLES, HELD_OUT] if payload.held_out_fraction else [EXAMPLES]
+    output = _Output(job, names)
+    counts = _Counts()
+    excluded_prompts = frozenset(preferences.prompt_key(prompt.text) for prompt in job.prompts)
     try:
+        for examples, invalid in _converted(source, payload):
+            counts.invalid += invalid
+            counts.examples += len(examples)
+            examples, excluded = preferences.exclude(examples, excluded_prompts)
+            counts.excluded += excluded
+            if payload.judge_fraction:
+                examples = preferences.split_for(examples, judge_fraction=payload.judge_fraction, side=payload.side)
+            output.write(examples, counts)
+    except DataError as error:
+        fits = nearest_format(columns) == source.format
+        raise DataError(f"{source.name}: {error}{'' if fits else format_hint(source.format, columns)}") from None
+    finally:
+        output.close()
+    needed = _needed_length(counts.lengths)
+    problems = _problems(source, counts, total, columns, needed, output)
+    if problems:
+        raise DataError("\n".join(problems))
+    return StepReport(
+        metrics=DataMetrics(
+            rows=total,
+            invalid_rows=dict(counts.invalid + counts.too_long),
+            evaluation_prompt_rows=counts.excluded,
+            examples=output.rows[EXAMPLES],
+            held_out=output.rows.get(HELD_OUT),
+            needed_length=needed,
+        )
+    )
+
+
+@dataclass
+class _Counts:
+    """What the chunks add up to: rows left out before (`invalid`) and after tokenisation, and lengths in tokens."""
+
+    invalid: Counter[str] = field(default_factory=Counter)
+    too_long: Counter[str] = field(default_factory=Counter)
+    examples: int = 0
+    excluded: int = 0
+    lengths: list[int] = field(default_factory=list)
+
+
+class _Output:
+    """The Parquet files of a data step, written a chunk at a time.
+
+    Attributes:
+        rows: Rows written to each file.
+    """
+
+    def __init__(self, job: Job[AnyDataPayload], names: list[str]) -> None:
+        self.job = job
+        self.rows = dict.fromkeys(names, 0)
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        self._tokenizer = AutoTokenizer.from_pretrained(job.parents["model"])
+
+    def write(self, examples: list[dict[str, Any]], counts: _Counts) -> None:
+        """Tokenise examples and add them to their file."""
+        payload = self.job.payload
+        schema = _SCHEMAS[payload.shape]
+        for name in self.rows:
+            held_out = name == HELD_OUT
+            part = [e for e in examples if _is_held_out(e["prompt"], payload.held_out_fraction) == held_out]
+            tokenised, left_out = tokenise.tokenise(
+                part,
+                shape=payload.shape,
+                tokenizer=self._tokenizer,
+                template=payload.prompt_template,
+                max_length=payload.max_length,
+                lengths=counts.lengths,
+            )
+            counts.too_long += left_out
+            if tokenised:
+                if name not in self._writers:
+                    self._writers[name] = pq.ParquetWriter(self.job.folder / name, schema)
+                self._writers[name].write_table(pa.Table.from_pylist(tokenised, schema))
+                self.rows[name] += len(tokenised)
+
+    def close(self) -> None:
+        """Finish the files."""
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _converted(source: _Source, payload: AnyDataPayload) -> Iterator[tuple[list[dict[str, Any]], Counter[str]]]:
+    """Examples and invalid rows by reason, a chunk at a time. Rows of the format `scored` belong together."""
+    size = len(source.rows) if source.format == "scored" else _CHUNK
+    for start in range(0, len(source.rows), size):
         examples, invalid = preferences.convert(
-            source.rows,
+            source.rows[start : start + size],
             format=source.format,
             objective=payload.objective,
             shape=payload.shape,
             scoring=source.scoring,
         )
-    except DataError as error:
-        columns = columns_of(source.rows)
-        fits = nearest_format(columns) == source.format
-        raise DataError(f"{source.name}: {error}{'' if fits else format_hint(source.format, columns)}") from None
-    unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in invalid)
-    hint = format_hint(source.format, columns_of(source.rows)) if unfitting else ""
+        for first in range(0, max(1, len(examples)), _CHUNK):
+            yield examples[first : first + _CHUNK], invalid if first == 0 else Counter()
+
+
+def _needed_length(lengths: list[int]) -> dict[str, int]:
+    """`max_length` that would keep 99 % and all of the examples; empty if there is no example."""
+    return {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (99, 100) if lengths}
+
+
+def _problems(
+    source: _Source, counts: _Counts, total: int, columns: list[str], needed: dict[str, int], output: _Output
+) -> list[str]:
+    """Everything that keeps the source from being used."""
     problems = []
-    try:
-        rows.check_invalid_fraction(invalid, len(source.rows), source.max_invalid_fraction, source.name, hint)
-    except DataError as error:
-        problems.append(str(error))
-    excluded_prompts = frozenset(preferences.prompt_key(prompt.text) for prompt in job.prompts)
-    examples, excluded = preferences.exclude(examples, excluded_prompts)
-    if payload.judge_fraction:
-        examples = preferences.split_for(examples, judge_fraction=payload.judge_fraction, side=payload.side)
-    parts = {EXAMPLES: [e for e in examples if not _is_held_out(e["prompt"], payload.held_out_fraction)]}
-    if payload.held_out_fraction:
-        parts[HELD_OUT] = [e for e in examples if _is_held_out(e["prompt"], payload.held_out_fraction)]
-    tokenizer = AutoTokenizer.from_pretrained(job.parents["model"])
-    tokenised = {}
-    too_long = Counter[str]()
-    lengths: list[int] = []
-    for name, part in parts.items():
-        tokenised[name], left_out = tokenise.tokenise(
-            part,
-            shape=payload.shape,
-            tokenizer=tokenizer,
-            template=payload.prompt_template,
-            max_length=payload.max_length,
-            lengths=lengths,
-        )
-        too_long += left_out
-    needed = {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (99, 100) if lengths}
-    try:
-        hint = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
-        rows.check_invalid_fraction(too_long, len(examples), source.max_invalid_fraction, source.name, hint)
-    except DataError as error:
-        problems.append(str(error))
-    invalid = invalid + too_long
-    for name, part in tokenised.items():
-        if not part:
-            problems.append(
-                f"{source.name}: no example is left for {name.removesuffix('.parquet')}: {len(source.rows)} rows, "
-                f"invalid {dict(invalid)}, {excluded} of evaluation prompts, the rest on the other side of "
-                "data.judge_fraction"
-            )
-    if problems:
-        raise DataError("\n".join(problems))
-    for name, part in tokenised.items():
-        pq.write_table(pa.Table.from_pylist(part), job.folder / name)
-    return StepReport(
-        metrics=DataMetrics(
-            rows=len(source.rows),
-            invalid_rows=dict(invalid),
-            evaluation_prompt_rows=excluded,
-            examples=len(tokenised[EXAMPLES]),
-            held_out=len(tokenised[HELD_OUT]) if HELD_OUT in tokenised else None,
-            needed_length=needed,
-        )
-    )
+    unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in counts.invalid)
+    lengths = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
+    for invalid, rows_of, hint in (
+        (counts.invalid, total, format_hint(source.format, columns) if unfitting else ""),
+        (counts.too_long, counts.examples - counts.excluded, lengths),
+    ):
+        try:
+            rows.check_invalid_fraction(invalid, rows_of, source.max_invalid_fraction, source.name, hint)
+        except DataError as error:
+            problems.append(str(error))
+    problems += [
+        f"{source.name}: no example is left for {name.removesuffix('.parquet')}: {total} rows, invalid "
+        f"{dict(counts.invalid + counts.too_long)}, {counts.excluded} of evaluation prompts, the rest on the other "
+        "side of data.judge_fraction"
+        for name, written in output.rows.items()
+        if not written and not problems  # else the reason is named already
+    ]
+    return problems
 
 
 def _is_held_out(prompt: Any, fraction: float) -> bool:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
@@ -48,7 +50,8 @@ def run(job: Job[InspectionPayload]) -> StepReport:
     for role, path in job.parents.items():
         if role == "model":
             continue
-        rows = pq.read_table(path / EXAMPLES).to_pylist()
+        table = pq.read_table(path / EXAMPLES)
+        rows = table.slice(0, _SHOWN).to_pylist()
         record = next(r for r in job.parent_records if r.step_id == job.step.parents[role])
         assert isinstance(record.metrics, DataMetrics)
         sources.append(
@@ -59,16 +62,16 @@ def run(job: Job[InspectionPayload]) -> StepReport:
                 "held_out": record.metrics.held_out,
                 "left_out": record.metrics.invalid_rows
                 | {"prompt of the evaluation": record.metrics.evaluation_prompt_rows},
-                "tokens": _percentiles([_length(row) for row in rows]),
+                "tokens": _percentiles(_table_lengths(table)),
                 "needed_length": record.metrics.needed_length,
-                "shown": [shown for row in rows[:_SHOWN] for shown in _render_row(row, tokenizer)],
+                "shown": [shown for row in rows for shown in _render_row(row, tokenizer)],
             }
         )
         problems += [
-            f"{setting} is {batch_size}, but {record.label} has {len(rows)} examples; give more examples or a smaller "
-            "batch"
+            f"{setting} is {batch_size}, but {record.label} has {table.num_rows} examples; give more examples or a "
+            "smaller batch"
             for setting, batch_size in payload.batch_sizes.get(role, ())
-            if len(rows) < batch_size
+            if table.num_rows < batch_size
         ]
     if positions is not None and payload.max_length > positions:
         problems.append(f"data.max_length is {payload.max_length}, but the model has {positions} positions; lower it")
@@ -122,12 +125,16 @@ def _by_criterion(job: Job[InspectionPayload]) -> Iterator[tuple[str, list[str]]
         yield criterion, [prompt.text for prompt in job.prompts if prompt.category == criterion]
 
 
-def _length(row: dict[str, Any]) -> int:
-    """Tokens of an example's prompt and its longest response."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    responses = [row[name] for name in ("chosen_ids", "rejected_ids", "completion_ids") if name in row]
-    return len(row["prompt_ids"]) + max(map(len, responses))
+def _table_lengths(table: pa.Table) -> list[int]:
+    """Tokens of each example's prompt and its longest response."""
+    lengths = {name: pc.list_value_length(table[name]) for name in table.column_names if name.endswith("_ids")}
+    if "input_ids" in lengths:
+        total = lengths["input_ids"]
+    else:
+        prompts = lengths.pop("prompt_ids")
+        total = pc.add(prompts, pc.max_element_wise(*lengths.values()))
+    result: list[int] = total.to_pylist()
+    return result
 
 
 def _percentiles(lengths: list[int]) -> dict[str, int]:
