@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -15,7 +16,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sacpo report", description=__doc__)
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
     parser.add_argument("--picture", type=Path, help="write the picture of the front here too: a .png, .svg or .pdf")
+    parser.add_argument(
+        "--serve", action="store_true", help="show the sweep in a browser while it runs; writes nothing"
+    )
+    parser.add_argument("--port", type=int, default=8765, help="with --serve: port on 127.0.0.1 (default: %(default)s)")
     arguments = parser.parse_args(argv)
+    if arguments.serve:
+        return _serve(arguments.results, arguments.port)
     from sacpo.runs.report_run import rebuild_report
 
     try:
@@ -29,6 +36,21 @@ def main(argv: list[str] | None = None) -> int:
     for path in (*(location.folder / name for name in ("report.html", "pareto.png", "trials.csv")), arguments.picture):
         if path is not None:
             print(path)
+    return 0
+
+
+def _serve(results: str, port: int) -> int:
+    """Serve the live view until Ctrl-C."""
+    from sacpo.runs.serve_run import LiveView, server
+
+    try:
+        http = server(LiveView(ResultsLocation(results)), port)
+    except SacpoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"http://127.0.0.1:{http.server_port}/  (Ctrl-C ends it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt), http:
+        http.serve_forever()
     return 0
 
 

@@ -21,6 +21,7 @@ from sacpo.errors import SacpoError
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.reporting.remaining import remaining_work
 from sacpo.results.collect import collect
 from sacpo.results.load import Results
 from sacpo.results.sweep_facts import SweepFacts
@@ -139,19 +140,8 @@ class Progress:
         return " · ".join(parts)
 
     def _remaining_seconds(self) -> float:
-        """Expected work of the open steps, divided by the work done per second so far.
-
-        A step is expected to take as long as the mean of the done steps of its kind (of all done steps, if there is
-        none).
-        """
-        seconds_by_kind: dict[str, list[float]] = {}
-        for step_id, record in self.records.items():
-            seconds_by_kind.setdefault(self.plan.steps[step_id].kind, []).append(record.seconds)
-        all_seconds = [seconds for values in seconds_by_kind.values() for seconds in values]
-        mean = {kind: sum(values) / len(values) for kind, values in seconds_by_kind.items()}
-        fallback = sum(all_seconds) / len(all_seconds) if all_seconds else 0.0
-        ended = self.records.keys() | self.failures.keys()
-        work = sum(mean.get(step.kind, fallback) for step_id, step in self.plan.steps.items() if step_id not in ended)
+        """Expected work of the open steps, divided by the work done per second so far."""
+        work = remaining_work(self.plan, self.records, self.records.keys() | self.failures.keys())
         done_now = sum(record.seconds for record in self.records.values() if record.run == self.run)
         rate = done_now / max(time.monotonic() - self.started, 1e-9)
         return work / rate if rate else 0.0

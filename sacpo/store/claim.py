@@ -169,6 +169,15 @@ def is_held(store: ClaimStore, step_id: str) -> bool:
     return _is_held(store, step_id, store.files.list_names(f"steps/{step_id}/attempts"))
 
 
+def holder(store: ClaimStore, step_id: str) -> str | None:
+    """Host of the live process that holds the latest attempt at a step; None if there is none."""
+    attempts = store.files.list_names(f"steps/{step_id}/attempts")
+    if not _is_held(store, step_id, attempts):
+        return None
+    content = _parsed(store.files.read(_attempt(step_id, latest_attempt(attempts), "claim"))) or {}
+    return str(content.get("host") or "unknown").partition(" ")[0]
+
+
 def _is_held(store: ClaimStore, step_id: str, attempts: list[str]) -> bool:
     number = latest_attempt(attempts)
     ended = {f"{number:04d}.{suffix}" for suffix in ("done", "failed", "released")} & set(attempts)
