@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sacpo.spaces.evaluation import Generation, JudgeSettings
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.model_loading import Loading, LoRA
-from sacpo.spaces.space import Files, Model, SyntheticDemonstrations, SyntheticPreferences
+from sacpo.spaces.sources import SyntheticDemonstrations, SyntheticPreferences
+from sacpo.spaces.space import Files, Model
 from sacpo.spaces.training import DPOTraining, KTOTraining, RewardTraining, SFTTraining
 
 

@@ -19,6 +19,11 @@ from sacpo.planning.kinds import KINDS
 from sacpo.planning.payloads import Frozen, Payload, RewardPayload
 from sacpo.spaces.space import Space
 
+MERGED_ROLES = ("first", "second")
+"""Roles of two policies whose weights are averaged: (1-q) x the first + q x the second."""
+MIXED_ROLES = ("mixed_first", "mixed_second")
+"""Roles of two policies whose logits are mixed when they answer."""
+
 
 class Step(Frozen):
     """A unit of work.
@@ -52,7 +57,8 @@ class Trial(Frozen):
 
     Attributes:
         policy: The step that produces the policy, as `policy`; for a merge the steps whose weights are averaged by `q`,
-            as `first` and `second`; empty for a sentinel, which has answers only.
+            as `first` and `second`, or whose logits are mixed, as `mixed_first` and `mixed_second`; empty for a
+            sentinel, which has answers only.
         kl_parameters: KL parameter of each stage of the chain: beta, then beta/lambda for every later stage.
         probabilities: The step that computes the exact probabilities; None outside the synthetic world.
         generate: Criterion to the step that answers its prompts.

@@ -15,12 +15,12 @@ from sacpo.hashing import content_id
 from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, judges_of
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
-from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
 from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
 from sacpo.spaces.evaluation import TrainedJudge
 from sacpo.spaces.methods import METHODS
-from sacpo.spaces.space import ChainGrid, NaiveMerge, Parent, PSacpo, Space, parse_chain
+from sacpo.spaces.space import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo, Space, parse_chain
 
 
 def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> Plan:
@@ -127,9 +127,9 @@ class _Trials:
         policy = {"policy": self.training.chain(chain, kl_parameters, seed)}
         self._add(method, label, chain_text(chain), policy, kl_parameters=kl_parameters, seed=seed)
 
-    def _add_merges(self, merge: PSacpo | NaiveMerge) -> None:
+    def _add_merges(self, merge: Merge) -> None:
         match merge:
-            case PSacpo():
+            case PSacpo() | LogitMix():
                 grid = ChainGrid(chain=merge.chain, beta=merge.beta, beta_over_lambda=merge.beta_over_lambda)
                 for chain, kl_parameters, seed in self._variants(grid):
                     inner = chain_label(chain, kl_parameters)
@@ -146,16 +146,16 @@ class _Trials:
 
     def _add_merge(
         self,
-        merge: PSacpo | NaiveMerge,
+        merge: Merge,
         chain: str,
         inner: str,
         ends: tuple[tuple[Chain, tuple[float, ...]], tuple[Chain, tuple[float, ...]]],
         kl_parameters: tuple[float, ...],
         seed: int,
     ) -> None:
-        """One trial a q: the averages of the policies at two ends."""
-        first, second = (self.training.chain(*end, seed) for end in ends)
-        policy = {"first": first, "second": second}
+        """One trial a q: the averages of the policies at two ends, or the mixtures of their logits."""
+        roles = MIXED_ROLES if isinstance(merge, LogitMix) else MERGED_ROLES
+        policy = {role: self.training.chain(*end, seed) for role, end in zip(roles, ends, strict=True)}
         for q in merge.q:
             label = f"{merge.method} q={q:g} ({inner}){seed_label(self.space, seed)}"
             self._add(merge.method, label, chain, policy, kl_parameters=kl_parameters, q=q, seed=seed)

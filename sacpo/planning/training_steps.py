@@ -20,7 +20,8 @@ from sacpo.planning.payloads import (
 )
 from sacpo.spaces.evaluation import TrainedJudge
 from sacpo.spaces.methods import METHODS, ExampleShape
-from sacpo.spaces.space import Files, PretrainedModel, Space, SyntheticDemonstrations, SyntheticPreferences
+from sacpo.spaces.sources import SyntheticDemonstrations, SyntheticPreferences
+from sacpo.spaces.space import Files, PretrainedModel, Space
 from sacpo.spaces.training import KTOTraining
 from sacpo.synthetic.world import WORLD_VERSION
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sacpo.planning.graph import base_of
 from sacpo.planning.payloads import hashed
-from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.plan import MIXED_ROLES, Plan, Trial
 from sacpo.reporting.choice_text import RULE, certificate_lines
 from sacpo.reporting.formats import finite_or_none, number_text
 from sacpo.results.choice import Choice
@@ -103,6 +103,12 @@ def _merge(plan: Plan, trial: Trial) -> list[str]:
     """How to get the parents that `mergekit.yaml` names by their roles; nothing for a policy that is no merge."""
     if trial.q is None:
         return []
+    if MIXED_ROLES[0] in trial.policy:
+        return [
+            "## How it answers\n\nThe policies in `first` and `second` answer together: the probability of each token "
+            f'is proportional to p1^{1 - trial.q:g} x p2^{trial.q:g} (`logit_mix.json`). `python generate.py "PROMPT"` '
+            "prints an answer; it needs torch and transformers."
+        ]
     labels = {tuple(t.policy.values()): t.label for t in plan.trials}
     lines = ["## The same merge with mergekit", ""]
     lines += ["`mergekit-yaml mergekit.yaml OUT` averages the weights of two folders beside it:", ""]

@@ -30,6 +30,7 @@ METHOD_NAMES = {
     "sacpo": "SACPO",
     "p-sacpo": "P-SACPO",
     "naive-merge": "naive merge",
+    "logit-mix": "logit mixture",
     "sentinel": "sentinel",
 }
 INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"

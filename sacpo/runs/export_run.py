@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sacpo.errors import SacpoError, StoreError
 from sacpo.planning.graph import base_of, with_bases
-from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import load_folder
@@ -59,22 +59,26 @@ def export_policy(
     policies = with_bases(plan.steps, trial.policy)
     bases = {base_of(plan.steps, step) for step in trial.policy.values()}
     has_adapter = len(policies) > len(trial.policy)
-    if as_adapter and (len(bases) > 1 or not has_adapter):
+    if as_adapter and (len(bases) > 1 or not has_adapter or MIXED_ROLES[0] in policies):
         raise SacpoError(
-            f"{trial.label} is no adapter on one base, since not all of its stages were trained with LoRA; leave "
-            "--adapter out"
+            f"{trial.label} is no adapter on one base, since not all of its stages were trained with LoRA, or it is a "
+            "logit-mix of two policies; leave --adapter out"
         )
     if missing := missing_steps(plan, store, list(policies.values())):
         raise StoreError(f"the store {store.uri} lacks {', '.join(missing)}; run the sweep's own command again")
     folders = {role: store.verified_output_dir(step) for role, step in policies.items()}
+    is_mix = MIXED_ROLES[0] in folders
     computed = trial.q is not None or has_adapter
     weights = ["*.safetensors*", "config.json", "adapter_config.json"] if computed else []
     source = next(iter(folders.values()))
-    shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json", *weights))
-    if computed:
-        _write_weights(folders, trial.q, out, as_adapter)
-    if trial.q is not None and not as_adapter:
-        _write_mergekit(trial, trial.q, out)
+    if is_mix:
+        _write_mix(plan, trial, folders, out)
+    else:
+        shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json", *weights))
+        if computed:
+            _write_weights(folders, trial.q, out, as_adapter)
+        if trial.q is not None and not as_adapter:
+            _write_mergekit(trial, trial.q, out)
     row = results.trials.set_index("trial_id").loc[trial.trial_id].to_dict()
     card = model_card(plan, trial, row, results.sweep, choice, as_adapter)
     (out / "README.md").write_text(card, encoding="utf-8")
@@ -88,6 +92,25 @@ def _write_weights(folders: dict[str, Path], q: float | None, out: Path, as_adap
         adapter_of(folders, q).write(out)
     else:
         full_policy(folders, q).save_pretrained(out)
+
+
+def _write_mix(plan: Plan, trial: Trial, folders: dict[str, Path], out: Path) -> None:
+    """Write both policies, the weight of the second, and the script that lets them answer together."""
+    from sacpo.steps import logit_mix
+    from sacpo.steps.policies import full_policy, single
+
+    for role, name in zip(MIXED_ROLES, MERGED_ROLES, strict=True):
+        parents = single(folders, role)
+        ignored = shutil.ignore_patterns("history.json", "*.safetensors*", "adapter_config.json")
+        shutil.copytree(parents["policy"], out / name, ignore=ignored)
+        full_policy(parents).save_pretrained(out / name)
+    recipe = {
+        "q": trial.q,
+        "prompt_template": plan.space.prompt_template,
+        "max_new_tokens": plan.space.evaluation.generation.max_new_tokens,
+    }
+    (out / "logit_mix.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    shutil.copyfile(str(logit_mix.__file__), out / "generate.py")
 
 
 def _write_mergekit(trial: Trial, q: float, out: Path) -> None:

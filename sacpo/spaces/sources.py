@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from sacpo.spaces.base import InputPath, Strict
+from sacpo.spaces.base import Fraction, InputPath, Strict
 
 SPLIT = re.compile(r"^(\w[\w.-]*?)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?$")
 """A split, or a slice of it by rows or percent, as `datasets` writes them: name, start, end."""
@@ -61,3 +61,26 @@ class RowSource(Strict):
             if any(bound and bound.endswith("%") and abs(int(bound[:-1])) > 100 for bound in match.groups()[1:]):
                 raise ValueError("has a bound beyond 100%; give percents from 0 to 100")
         return value
+
+
+class SyntheticDemonstrations(Strict):
+    """Prompt and response pairs drawn from the synthetic world's human distribution."""
+
+    synthetic: ClassVar[bool] = True
+
+    kind: Literal["synthetic"] = Field(description="demonstrations of the synthetic world")
+    rows: int = Field(8192, ge=1, description="demonstrations to draw; default 8192")
+    seed: int = Field(0, ge=0, description="seed of the draw; default 0")
+
+
+class SyntheticPreferences(Strict):
+    """Pairs sampled from the SFT policy and labelled by Bradley-Terry on the gold reward and the gold safety."""
+
+    synthetic: ClassVar[bool] = True
+
+    kind: Literal["synthetic"] = Field(description="preferences of the synthetic world, sampled from the SFT policy")
+    rows: int = Field(16384, ge=1, description="pairs to draw; default 16384")
+    garbled_fraction: Fraction = Field(
+        0.03, description="fraction of pairs in which one response is garbled (a sentence out of place); default 0.03"
+    )
+    seed: int = Field(0, ge=0, description="seed of samples and labels; default 0")

@@ -31,7 +31,7 @@ from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
-from sacpo.spaces.sources import RowSource
+from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
 
 _STAGE = re.compile(rf"^({'|'.join(CHAIN_METHODS)}):([a-z][a-z0-9_-]*)$")
@@ -168,29 +168,6 @@ Model = Annotated[SyntheticModel | PretrainedModel, Field(discriminator="kind")]
 # ----------------------------------------------------------------------------------------------------------- the data
 
 
-class SyntheticDemonstrations(Strict):
-    """Prompt and response pairs drawn from the synthetic world's human distribution."""
-
-    synthetic: ClassVar[bool] = True
-
-    kind: Literal["synthetic"] = Field(description="demonstrations of the synthetic world")
-    rows: int = Field(8192, ge=1, description="demonstrations to draw; default 8192")
-    seed: int = Field(0, ge=0, description="seed of the draw; default 0")
-
-
-class SyntheticPreferences(Strict):
-    """Pairs sampled from the SFT policy and labelled by Bradley-Terry on the gold reward and the gold safety."""
-
-    synthetic: ClassVar[bool] = True
-
-    kind: Literal["synthetic"] = Field(description="preferences of the synthetic world, sampled from the SFT policy")
-    rows: int = Field(16384, ge=1, description="pairs to draw; default 16384")
-    garbled_fraction: Fraction = Field(
-        0.03, description="fraction of pairs in which one response is garbled (a sentence out of place); default 0.03"
-    )
-    seed: int = Field(0, ge=0, description="seed of samples and labels; default 0")
-
-
 RowFormat = Literal["pku-saferlhf", "hh-rlhf", "pairs", "labelled", "demonstrations", "scored"]
 
 
@@ -318,16 +295,29 @@ class Parent(Strict):
     )
 
 
-class PSacpo(Strict):
-    """(1-q) x the policy before the chain's last stage + q x the policy after it (paper, section 6)."""
+class _LastStage(Strict):
+    """The policies before and after a chain's last stage, and the latter's weights."""
 
-    method: Literal["p-sacpo"] = Field(description="merges the policies before and after a chain's last stage")
     chain: Chain = Field(description="chain of two or more stages")
     beta: KLGrid = Field(description="values of the first stage's KL parameter beta: one number or a list")
     beta_over_lambda: RealignmentGrid = Field(
         description="values of the later stages' KL parameter beta/lambda, as in `chains`"
     )
     q: RatioGrid = Field(description="weights of the policy after the last stage, from 0 to 1: one number or a list")
+
+
+class PSacpo(_LastStage):
+    """(1-q) x the policy before the chain's last stage + q x the policy after it (paper, section 6)."""
+
+    method: Literal["p-sacpo"] = Field(description="merges the policies before and after a chain's last stage")
+
+
+class LogitMix(_LastStage):
+    """Both policies answer together: p proportional to p1^(1-q) p2^q for each token (DeRa, MOD)."""
+
+    method: Literal["logit-mix"] = Field(
+        description="mixes the next-token logits of the policies before and after a chain's last stage when they answer"
+    )
 
 
 class NaiveMerge(Strict):
@@ -339,7 +329,7 @@ class NaiveMerge(Strict):
     q: RatioGrid = Field(description="weights of `second`, from 0 to 1: one number or a list")
 
 
-Merge = Annotated[PSacpo | NaiveMerge, Field(discriminator="method")]
+Merge = Annotated[PSacpo | LogitMix | NaiveMerge, Field(discriminator="method")]
 
 
 class Resources(Strict):

@@ -13,6 +13,7 @@ from sacpo.spaces.space import (
     ChainGrid,
     Demonstrations,
     Files,
+    LogitMix,
     NaiveMerge,
     Parent,
     Preferences,
@@ -66,7 +67,7 @@ def known_objectives(space: Space, objective: str) -> str:
     return f"{', '.join(known)}{f'; did you mean {similar[0]}?' if similar else ''}"
 
 
-def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | Parent, report: Report) -> None:
+def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | LogitMix | Parent, report: Report) -> None:
     stages = parse_chain(grid.chain)
     for method, objective in stages:
         if objective not in space.data.preferences:
@@ -97,13 +98,19 @@ def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | Pare
 def _check_merges(space: Space, report: Report) -> None:
     for i, merge in enumerate(space.merges):
         match merge:
-            case PSacpo():
+            case PSacpo() | LogitMix():
                 _check_chain(space, ("merges", i), merge, report)
                 if len(parse_chain(merge.chain)) < 2:
                     report(
                         ("merges", i, "chain"),
-                        "has one stage, but p-sacpo merges the policies before and after the last stage of a chain; "
-                        "give two or more stages",
+                        f"has one stage, but {merge.method} takes the policies before and after the last stage of a "
+                        "chain; give two or more stages",
+                    )
+                if isinstance(merge, LogitMix) and space.evaluation.generation.engine != "batched":
+                    report(
+                        ("evaluation", "generation", "engine"),
+                        f"is {space.evaluation.generation.engine}, which answers with one model, but merges.{i} is a "
+                        "logit-mix of two; give engine: batched",
                     )
             case NaiveMerge():
                 for side, parent in (("first", merge.first), ("second", merge.second)):

@@ -20,7 +20,7 @@ from sacpo.planning.payloads import GeneratePayload
 from sacpo.planning.records import GenerateEffective, GenerateMetrics
 from sacpo.steps.effective import effective_generation
 from sacpo.steps.engines import ENGINES
-from sacpo.steps.policies import load_policy, stop_ids
+from sacpo.steps.policies import load_policy, single, stop_ids
 
 
 @torch.no_grad()
@@ -43,7 +43,8 @@ def run(job: Job[GeneratePayload]) -> StepReport:
         drawn = {"samples": settings.samples * draws, "temperature": settings.temperature or 1.0}
         settings = settings.model_copy(update=drawn)
     model, tokenizer = load_policy(job.parents, payload.q, payload.loading, share_base=True)
-    sft = _sft(job)
+    parents = single(job.parents, "sft")
+    sft = load_policy(parents, loading=payload.loading)[0] if parents else None
     prompts = [prompt for prompt in job.prompts for _ in range(settings.samples)]
     texts = [render(prompt.text, tokenizer=tokenizer, template=payload.prompt_template) for prompt in prompts]
     ids = encode(texts, tokenizer=tokenizer, template=payload.prompt_template)
@@ -73,15 +74,6 @@ def run(job: Job[GeneratePayload]) -> StepReport:
         kl_to_sft=sum(kl) / len(kl) if kl else None,
     )
     return report
-
-
-def _sft(job: Job[GeneratePayload]) -> Any:
-    """The SFT policy as a model; None if it is no parent."""
-    if "sft" not in job.parents:
-        return None
-    roles = {"sft": "policy", "sft_base": "policy_base"}
-    parents = {roles[role]: folder for role, folder in job.parents.items() if role in roles}
-    return load_policy(parents, loading=job.payload.loading)[0]
 
 
 def _response(answer: list[int], tokenizer: Any) -> str:

@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sacpo.data.batching import with_pad_token
+from sacpo.planning.plan import MIXED_ROLES
 from sacpo.spaces.model_loading import Loading
 from sacpo.steps.adapters import Adapter, attach, stacked
 from sacpo.steps.effective import refuse_differences
+from sacpo.steps.logit_mix import LogitMix
 from sacpo.steps.merge import Part, average, merged
 from sacpo.steps.model_loading import effective_loading, load_options
 
@@ -37,14 +39,19 @@ def load_policy(
     """A policy in evaluation mode on this process's device, and its tokenizer, which pads on the left.
 
     Args:
-        parents: The folder of `policy`, or those of `first` and `second`, whose weights are averaged; for each that is
-            an adapter, the folder of its base as `ROLE_base`.
-        q: The second's weight in the average; None: no merge.
+        parents: The folder of `policy`, or those of `first` and `second`, whose weights are averaged, or those of
+            `mixed_first` and `mixed_second`, whose logits are mixed; for each that is an adapter, the folder of its
+            base as `ROLE_base`.
+        q: The second's weight; None: one policy.
         loading: How the base is loaded; None: as transformers does by default.
         share_base: Keep the base of an adapter in this process for the next policy on the same base. The next such call
             takes it over, so only one of these policies can be used at a time.
     """
     loading = loading or Loading()
+    if MIXED_ROLES[0] in parents:
+        assert q is not None, "a mixture has a weight"
+        (first, tokenizer), (second, _) = (load_policy(single(parents, role), loading=loading) for role in MIXED_ROLES)
+        return LogitMix(first, second, q), tokenizer
     parts = _parts(parents, q)
     tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
     base, *others = dict.fromkeys(part.base for part in parts)
@@ -53,6 +60,12 @@ def load_policy(
     else:
         model = _placed(_averaged(parts, loading), loading)
     return model, with_pad_token(tokenizer)
+
+
+def single(parents: dict[str, Path], role: str) -> dict[str, Path]:
+    """One of several parents as the policy of `load_policy`, with its base."""
+    names = {role: "policy", f"{role}_base": "policy_base"}
+    return {names[role]: folder for role, folder in parents.items() if role in names}
 
 
 def adapter_of(parents: dict[str, Path], q: float | None = None) -> Adapter:
