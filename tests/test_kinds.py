@@ -105,6 +105,7 @@ def test_what_a_step_holds_depends_on_its_payload() -> None:
     held = {kind: worker_slots(kind, step.payload, gold.space.resources) for kind, step in by_kind.items()}
     assert held == {
         "model": 1, "data": 0, "train": 2, "probabilities": 1, "preferences": 0, "reference": 2, "generate": 1,
+        "likelihoods": 1,
         "judge": 0, "canary": 0,
     }  # fmt: skip
     assert holds("judge", by_kind["judge"].payload) is Holds.NOTHING

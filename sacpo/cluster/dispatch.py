@@ -90,7 +90,7 @@ class Dispatcher:
         plan = runner.plan
         self._runner = runner
         trials = [trial for trial in plan.trials if trial.trial_id in set(trial_ids)]
-        self._targets = {trial.trial_id: plan.required_steps(trial) for trial in trials}
+        self._targets = {trial.trial_id: plan.target_steps(trial) for trial in trials}
         targets = [step_id for required in self._targets.values() for step_id in required]
         done = set(runner.store.records(plan.steps))  # failures of this run are found again by the next attempt
         slots = worker_slots + plan.space.resources.workers

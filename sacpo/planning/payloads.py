@@ -244,6 +244,14 @@ class GeneratePayload(Payload):
         return self.prompts
 
 
+class LikelihoodsPayload(Payload):
+    """`likelihoods`: log-probabilities that a policy (a merge if `q` is given) gives to answers of several policies."""
+
+    prompt_template: str
+    q: float | None = None
+    loading: Loading = Loading()
+
+
 class SyntheticScale(Frozen):
     """Inputs of a judge that scores by the synthetic world's own values."""
 

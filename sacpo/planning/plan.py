@@ -66,6 +66,8 @@ class Trial(Frozen):
             the A/A canary (empty where canaries are skipped).
         panel: Name of a further judge to the same mapping as `judge`.
         head_to_head: Id of another trial to the same mapping as `judge`, against that trial's answers.
+        likelihoods: Key of a family (`sacpo.planning.preview`) to the step that computes what this policy gives to the
+            family's answers. No number of the trial's own row needs it, so the trial can be done without it.
     """
 
     trial_id: str
@@ -81,6 +83,7 @@ class Trial(Frozen):
     judge: dict[str, str] = Field(default_factory=dict)
     panel: dict[str, dict[str, str]] = Field(default_factory=dict)
     head_to_head: dict[str, dict[str, str]] = Field(default_factory=dict)
+    likelihoods: dict[str, str] = Field(default_factory=dict)
 
     @property
     def beta(self) -> float | None:
@@ -155,6 +158,10 @@ class Plan(Frozen):
         *before, against_itself = self.preconditions
         first = [step for precondition in before for step in precondition]
         return (*first, *(() if trial is self.baseline else against_itself), *trial.steps)
+
+    def target_steps(self, trial: Trial) -> tuple[str, ...]:
+        """The steps that a run carries out for a trial: what it requires, and what the preview needs of its policy."""
+        return (*self.required_steps(trial), *trial.likelihoods.values())
 
     @property
     def preconditions(self) -> tuple[tuple[str, ...], ...]:

@@ -16,6 +16,7 @@ from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, ju
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
 from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
+from sacpo.planning.preview import families, with_likelihoods
 from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
 from sacpo.spaces.evaluation import TrainedJudge
@@ -46,11 +47,14 @@ def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> 
     trials = _Trials(space, training, evaluation)
     checks = tuple(evaluation.canaries()) if canaries else ()
     trials.expand(canaries)
+    every_trial = list(trials.by_id.values())
+    if space.preview is not None:
+        every_trial = with_likelihoods(every_trial, graph, space)
     # The synthetic world's texts are known to fit.
     inspection = None if space.synthetic else training.inspection(prompts.by_criterion)
     return Plan(
         space=space,
-        trials=tuple(trials.by_id.values()),
+        trials=tuple(every_trial),
         steps=graph.steps,
         criteria=prompts.criteria,
         prompt_sets=graph.prompt_sets,
@@ -76,6 +80,8 @@ class _Trials:
                     self._add_chain(chain[:length], kl_parameters[:length], seed)
         for merge in self.space.merges:
             self._add_merges(merge)
+        if self.space.preview is not None:
+            self._add_stones(self.space.preview.stones)
         for name in self.space.evaluation.sentinels:
             answers = self.evaluation.sentinel(name, self.training.sft)
             trial_id = content_id("trial", {"sentinel": answers})
@@ -144,6 +150,15 @@ class _Trials:
             case _:
                 assert_never(merge)
 
+    def _add_stones(self, ratios: list[float]) -> None:
+        """The preview's weight merges between the ends of every family."""
+        for family in list(families(self.by_id.values())):
+            end = family.second
+            policy = {"first": family.first.policy["policy"], "second": end.policy["policy"]}
+            for q in ratios:
+                label = f"p-sacpo q={q:g} ({end.label})"
+                self._add("p-sacpo", label, end.chain, policy, kl_parameters=end.kl_parameters, q=q, seed=end.seed)
+
     def _add_merge(
         self,
         merge: Merge,
@@ -179,6 +194,8 @@ def _notes(space: Space, graph: Graph) -> Iterator[str]:
     for method in METHODS.values():
         if method.in_chains and getattr(space.training, method.name) is not None and method.name not in methods:
             yield f"training.{method.name} is used by no chain of this space"
+    if space.preview is not None and all(len(parse_chain(grid.chain)) < 2 for grid in space.chains):
+        yield "preview has nothing to estimate, since no chain of this space has two stages"
     for objective in space.data.preferences:
         if objective not in objectives:
             yield f"data.preferences.{objective} is used by no chain of this space"

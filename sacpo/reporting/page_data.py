@@ -19,6 +19,7 @@ from sacpo.reporting.series import (
     front_points,
     optima,
     point_label,
+    preview_paths,
     prompt_counts,
     text_colour,
 )
@@ -139,7 +140,7 @@ def _planes(results: Results) -> list[dict[str, Any]]:
         ],
         "front": front_points(trials),
         "band": edges,
-        "curves": [],
+        "curves": _previews(results, WIN_RATES),
     }
     if results.exact is None:
         return [rates]
@@ -151,9 +152,17 @@ def _planes(results: Results) -> list[dict[str, Any]]:
         }
         for beta, grid in results.exact.sort_values("lambda").groupby("beta")
     ]
+    curves += _previews(results, GOLD)
     curves += [{"name": "optima at the trials' λ", "points": marks}] if marks else []
     gold = {"id": "gold", "title": "exact expectations", "axes": list(GOLD), "titles": [TITLES[name] for name in GOLD]}
     return [rates, gold | {"front": [], "band": [], "curves": curves}]
+
+
+def _previews(results: Results, plane: tuple[str, str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "points": [[x, y, ""] for x, y in line], "area": outline}
+        for name, line, outline in preview_paths(results.comparisons.get("preview"), plane)
+    ]
 
 
 def _choice(results: Results) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from sacpo.reporting.series import (
     GOLD,
     GREY,
     INK,
+    PREVIEW,
     TITLES,
     WIN_RATES,
     all_series,
@@ -22,6 +23,7 @@ from sacpo.reporting.series import (
     front_points,
     optima,
     point_label,
+    preview_paths,
     text_colour,
 )
 
@@ -51,7 +53,9 @@ def draw_front(results: Results) -> Figure:
     figure = Figure(figsize=(8.8, 7.2) if exact is None else (12.8, 7.0), dpi=125, layout=layout)
     left, *right = figure.subplots(1, 1 if exact is None else 2, squeeze=False)[0]
     _draw_win_rates(left, results)
+    _draw_preview(left, results, WIN_RATES)
     if exact is not None:
+        _draw_preview(right[0], results, GOLD)
         _draw_gold(right[0], trials, exact)
     handles, names = left.get_legend_handles_labels()
     if handles:
@@ -99,6 +103,12 @@ def _draw_win_rates(axes: Axes, results: Results) -> None:
     axes.step(x, y, where="pre", color=FRONT, linewidth=1.3, zorder=2, label="front (ringed)")
     xs, ys = zip(*points, strict=True)
     axes.scatter(xs, ys, s=150, facecolors="none", edgecolors=INK, linewidths=1.3, zorder=5)
+
+
+def _draw_preview(axes: Axes, results: Results, columns: tuple[str, str]) -> None:
+    for name, line, outline in preview_paths(results.comparisons.get("preview"), columns):
+        axes.fill(*zip(*outline, strict=True), color=PREVIEW, alpha=0.13, linewidth=0, zorder=1)
+        axes.plot(*zip(*line, strict=True), color=PREVIEW, linewidth=1.6, linestyle=(0, (4, 2)), zorder=3, label=name)
 
 
 def _draw_gold(axes: Axes, trials: pd.DataFrame, exact: pd.DataFrame) -> None:

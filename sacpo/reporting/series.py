@@ -33,7 +33,7 @@ METHOD_NAMES = {
     "logit-mix": "logit mixture",
     "sentinel": "sentinel",
 }
-INK, FRONT, GREY = "#1f2933", "#334e68", "#829ab1"
+INK, FRONT, GREY, PREVIEW = "#1f2933", "#334e68", "#829ab1", "#7b3fa0"
 # A method has one colour and marker in every sweep. Okabe and Ito's colours can be told apart with colour blindness.
 _LOOKS = {
     "sft": (INK, "*"),
@@ -166,3 +166,23 @@ def counts_text(verdicts: pd.DataFrame) -> str:
     """The numbers of prompts for a caption, such as `83 prompts (helpfulness), 129 (harmlessness)`."""
     counts = prompt_counts(verdicts)
     return ", ".join(f"{n}{' prompts' if i == 0 else ''} ({name})" for i, (name, n) in enumerate(counts.items()))
+
+
+def preview_paths(
+    preview: pd.DataFrame | None, columns: tuple[str, str]
+) -> list[tuple[str, list[list[float]], list[list[float]]]]:
+    """Each path of the table `preview` that has these columns.
+
+    Returns:
+        Name for the legend; its points along lambda; and the outline of its 95 % band. Along a trade-off both upper
+        bounds lie on one side of the line, and both lower bounds on the other.
+    """
+    if preview is None or not {*columns} <= {*preview.columns}:
+        return []
+    paths = []
+    for _, rows in preview.groupby("second_id", sort=False):
+        chain = str(rows["chain"].iloc[0]).replace(">", " → ")
+        name = f"preview: {chain}, β={rows['beta'].iloc[0]:g}, λ up to {rows['lambda'].max():g}"
+        low, high = (rows[[f"{c}_{end}" for c in columns]].to_numpy(dtype=float).tolist() for end in ("low", "high"))
+        paths.append((name, rows[list(columns)].to_numpy(dtype=float).tolist(), [*low, *high[::-1]]))
+    return paths

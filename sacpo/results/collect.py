@@ -19,6 +19,7 @@ from sacpo.results.exact import exact_frontier
 from sacpo.results.front import Resamples, candidates, own_verdicts
 from sacpo.results.judges_table import judge_name, judge_revision, judges_table
 from sacpo.results.load import Results
+from sacpo.results.preview import preview_table
 from sacpo.results.step_columns import step_row
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import Counts, SweepFacts
@@ -84,6 +85,7 @@ def complete(plan: Plan, store: Store, facts: SweepFacts) -> Results:
     further = {
         "judges": judges_table(plan, outputs),
         "curves": curves_table(outputs),
+        "preview": preview_table(outputs, own),
         "choice": choice_table(results.trials, own, plan.space.constraint),
         **Resamples(on_axes, plan.baseline.trial_id, own).tables(),
     }

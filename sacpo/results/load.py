@@ -30,6 +30,7 @@ OPTIONAL_TABLES = (
     "hypervolume",
     "choice",
     "curves",
+    "preview",
 )
 """Tables that are written when a sweep has ended, if they have rows."""
 

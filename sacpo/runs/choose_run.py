@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sacpo.errors import SacpoError
 from sacpo.reporting.choice_text import choice_text
+from sacpo.reporting.preview_text import preview_lines
 from sacpo.results.choice import Choice, choose
 from sacpo.results.load import Results, load_folder
 from sacpo.spaces.constraints import Constraint
@@ -28,7 +29,8 @@ def choose_policy(location: ResultsLocation, name: str, constraints: Sequence[Co
         SacpoError: it is not a results folder, or nothing can be chosen from it.
     """
     results = load_folder(location.fetch())
-    choice = choose(results, constraints or space_constraints(results))
+    asked = constraints or space_constraints(results)
+    choice = choose(results, asked)
     options = [part for c in constraints for part in ("--at-least", f"{c.criterion}={c.at_least:g}")]
     if constraints and constraints[0].confidence != Constraint.model_fields["confidence"].default:
         options += ["--confidence", f"{constraints[0].confidence:g}"]
@@ -36,7 +38,8 @@ def choose_policy(location: ResultsLocation, name: str, constraints: Sequence[Co
     export = "" if label is None else shlex.join(["sacpo", "export", name, label, "my-policy", *options])
     setting = "" if choice.suggestion is None else choice.suggestion.setting
     extend = shlex.join(["sacpo", "extend", name, "--set", setting]) if setting else ""
-    return choice_text(choice, export, extend), 0 if choice.chosen is not None else 1
+    lines = [choice_text(choice, export, extend), *preview_lines(results.comparisons.get("preview"), asked)]
+    return "\n".join(lines), 0 if choice.chosen is not None else 1
 
 
 def space_constraints(results: Results) -> list[Constraint]:

@@ -82,7 +82,7 @@ class SweepRun:
             kept = None if self.kept is None else self.kept.facts
             facts = SweepFacts.of(self.plan, self.location.relative(self.store.uri), kept)
             records = self.store.records(self.plan.steps)
-            trials = [t for t in self.plan.trials if any(s not in records for s in self.plan.required_steps(t))]
+            trials = [t for t in self.plan.trials if any(s not in records for s in self.plan.target_steps(t))]
             run = RunFacts.start(self.command, self.address)
             is_stopped = False
             if trials:
@@ -149,7 +149,7 @@ class SweepRun:
 
     def _run_here(self, facts: SweepFacts, run: RunFacts, trials: list[Trial], console: Console) -> dict[str, str]:
         """Carry out all steps in this process, whose terminal stays free for a debugger."""
-        targets = [step for trial in trials for step in self.plan.required_steps(trial)]
+        targets = [step for trial in trials for step in self.plan.target_steps(trial)]
         steps = in_process.InProcessRun(Runner(self.plan, self.store, run.run, in_process.execute), targets)
         with self._progress(facts, run, steps.resolved, console):
             return steps.run()

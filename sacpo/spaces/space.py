@@ -31,6 +31,7 @@ from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
+from sacpo.spaces.preview import Preview
 from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
 
@@ -373,6 +374,7 @@ class Space(Strict):
     constraint: Constraints = Field(
         default_factory=list, description="what the chosen policy must satisfy: one or several; the default is none"
     )
+    preview: Preview | None = Field(None, description="estimate every criterion over lambda; null means no preview")
     resources: Resources = Field(Resources(), description="how steps are executed")
 
     @property

@@ -48,6 +48,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_overrides(space, report)
     _check_batches(space, report)
     _check_constraints(space, report)
+    _check_preview(space, report)
     return problems
 
 
@@ -288,3 +289,22 @@ def _check_constraints(space: Space, report: Report) -> None:
         if name in seen:
             report(setting, f"{name} is bounded twice; keep the larger at_least")
         seen.add(name)
+
+
+def _check_preview(space: Space, report: Report) -> None:
+    if space.preview is None:
+        return
+    generation = space.evaluation.generation
+    for name, value in (("temperature", generation.temperature), ("top_p", generation.top_p)):
+        if value != 1:
+            report(
+                ("evaluation", "generation", name),
+                f"is {value:g}, but `preview` needs plain samples, whose probabilities the policy itself gives; "
+                f"set evaluation.generation.{name} to 1, or leave `preview` out",
+            )
+    if generation.samples < 2:
+        report(
+            ("evaluation", "generation", "samples"),
+            f"is {generation.samples}, but `preview` weighs the answers of a prompt against each other; give 2 or more "
+            "(8 is a good number), or leave `preview` out",
+        )

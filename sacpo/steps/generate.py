@@ -59,7 +59,7 @@ def run(job: Job[GeneratePayload]) -> StepReport:
             prompt,
             sample=i % settings.samples,
             response=_response(answer, tokenizer),
-            tokens=len(answer),
+            answer_ids=answer,
             finished=bool(answer) and answer[-1] in ends,
         )
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
@@ -88,7 +88,7 @@ def _response(answer: list[int], tokenizer: Any) -> str:
     return text.strip()
 
 
-def _row(prompt: Prompt, *, sample: int, response: str, tokens: int, finished: bool) -> dict[str, Any]:
+def _row(prompt: Prompt, *, sample: int, response: str, answer_ids: list[int], finished: bool) -> dict[str, Any]:
     """A row of `responses.parquet`."""
     return {
         "prompt_id": prompt.prompt_id,
@@ -96,7 +96,8 @@ def _row(prompt: Prompt, *, sample: int, response: str, tokens: int, finished: b
         "prompt": prompt.text,
         "sample": sample,
         "response": response,
-        "tokens": tokens,
+        "tokens": len(answer_ids),
+        "answer_ids": answer_ids,
         "finished": finished,
     }
 
@@ -111,10 +112,11 @@ def _longest(rows: list[dict[str, Any]], draws: int) -> list[dict[str, Any]]:
 
 def _refuse(job: Job[GeneratePayload], refusal: str) -> StepReport:
     """The same refusal to every prompt. Its tokens are counted by the policy's tokenizer; no weights are loaded."""
-    ids = AutoTokenizer.from_pretrained(job.parents["policy"])(refusal, add_special_tokens=False)["input_ids"]
-    tokens = len(ids) + 1  # with the end-of-sequence token, as in any answer
+    tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
+    ids = tokenizer(refusal, add_special_tokens=False)["input_ids"]
+    ids.append(tokenizer.eos_token_id)  # as in any answer
     rows = [
-        _row(prompt, sample=sample, response=refusal, tokens=tokens, finished=True)
+        _row(prompt, sample=sample, response=refusal, answer_ids=ids, finished=True)
         for prompt in job.prompts
         for sample in range(job.payload.generation.samples)
     ]

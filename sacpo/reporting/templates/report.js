@@ -151,7 +151,8 @@ function drawChart(plane, choice) {
     const marks = points.filter(([, , name]) => name);
     const cross = (x, y) => `M${x - 5},${y - 5}l10,10m0,-10l-10,10`;
     const d = marks.length ? marks.map(([x, y]) => cross(X(x), Y(y))).join("") : path(points);
-    const line = shape("path", { d, class: marks.length ? "cross" : "curve" }, svg);
+    if (curve.area) shape("path", { d: `${path(curve.area)}Z`, class: "preview-band" }, svg);
+    const line = shape("path", { d, class: marks.length ? "cross" : curve.area ? "preview" : "curve" }, svg);
     shape("title", {}, line).textContent = [curve.name, ...marks.map(([, , name]) => name)].join(" ");
   }
   if (plane.front.length) {
