@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sacpo.data.batching import batches_by_length
-from sacpo.steps.examples import longest_first
+from sacpo.steps.examples import longest_first, spread
 from sacpo.steps.policies import load_policy
 from sacpo.steps.reference import kl_partners, log_probabilities
 from tests.jobs import policy
@@ -48,6 +48,13 @@ def test_examples_are_sorted_by_length_within_an_update_only() -> None:
         batch = result[start : start + 8]
         assert sorted(batch) == sorted(order[start : start + 8])
         assert [lengths[i] for i in batch] == sorted((lengths[i] for i in batch), reverse=True)
+
+
+def test_packed_examples_stay_in_their_update_and_long_ones_are_spread_over_its_passes() -> None:
+    order = np.arange(24)  # the longest first in each update of 12
+    result = spread(order, 12, 3)
+    assert result.tolist()[:12] == [0, 5, 6, 11, 1, 4, 7, 10, 2, 3, 8, 9]
+    assert sorted(result.tolist()[12:]) == list(range(12, 24))
 
 
 def test_batches_by_length_take_every_sequence_once_and_the_longest_first() -> None:

@@ -65,6 +65,19 @@ def test_accumulation_changes_no_loss(train: TrainStage) -> None:
     assert parts.losses() == pytest.approx(whole.losses(), rel=1e-3)
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_packing_changes_no_loss(method: str, train: TrainStage) -> None:
+    packed, padded = train(method), train(method, resources__packing=False)
+    assert packed.record.step_id == padded.record.step_id
+    assert packed.losses() == pytest.approx(padded.losses(), rel=1e-4)
+    assert packed.metrics.throughput is not None
+    assert padded.metrics.throughput is not None
+    assert packed.metrics.throughput.padded_because is None
+    assert padded.metrics.throughput.padded_because == "resources.packing is false"
+    assert packed.metrics.throughput.tokens == padded.metrics.throughput.tokens
+    assert padded.metrics.throughput.computed_tokens == padded.metrics.throughput.tokens
+
+
 def test_kto_learns_and_its_seed_orders_the_data(train: TrainStage) -> None:
     stage, other_seed = train("kto"), train("kto", seed=1)
     assert stage.metrics.updates == len(stage.losses())
@@ -92,7 +105,9 @@ def test_throughput_follows_from_updates_tokens_and_seconds(train: TrainStage) -
     assert throughput is not None
     examples_per_second = metrics.updates * 64 / throughput.training_seconds
     assert throughput.examples_per_second == pytest.approx(examples_per_second)
-    flops_per_second = 6 * throughput.parameters * throughput.tokens_per_second
+    assert throughput.computed_tokens is not None
+    assert throughput.computed_tokens < throughput.tokens  # a pair's prompt is computed once
+    flops_per_second = 6 * throughput.parameters * throughput.computed_tokens / throughput.training_seconds
     assert throughput.flops_per_second == pytest.approx(flops_per_second)
     assert 0 <= throughput.padding_fraction < 1
 

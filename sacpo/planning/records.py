@@ -80,8 +80,13 @@ class Throughput(Metrics):
 
     Attributes:
         training_seconds: From the first forward pass to the end.
-        padding_fraction: Padding tokens / all tokens.
-        flops_per_second: (4 x parameters + 2 x trained parameters) x tokens / seconds; attention is left out.
+        tokens: Tokens of the texts, each answer's with its prompt.
+        computed_tokens: Tokens that the model computed, without padding: fewer than `tokens` where answers are packed
+            with their prompt once. None in records of older versions, which computed `tokens`.
+        padding_fraction: Padding / (computed tokens + padding).
+        padded_because: Why the texts were padded instead of packed; None if they were packed.
+        flops_per_second: (4 x parameters + 2 x trained parameters) x computed tokens / seconds; attention is left
+            out.
         peak_memory_bytes: Of one accelerator, or of one process where there is none.
         peak_flops: Dense bfloat16 peak of one accelerator; None if unknown.
         mfu: `flops_per_second` / (accelerators x `peak_flops`).
@@ -95,6 +100,8 @@ class Throughput(Metrics):
     parameters: int
     flops_per_second: float
     peak_memory_bytes: int
+    computed_tokens: int | None = None
+    padded_because: str | None = None
     peak_flops: float | None = None
     mfu: float | None = None
 

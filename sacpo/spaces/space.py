@@ -342,6 +342,11 @@ class Resources(Strict):
     per_device_batch: int = Field(
         16, ge=1, description="largest number of examples in one forward pass of a worker; default 16"
     )
+    packing: bool = Field(
+        True,
+        description="pack texts into rows without padding, a pair's prompt once, where the model gives the same "
+        "results; default true; false pads them",
+    )
     sharding: Literal["zero3", "ddp"] = Field(
         "zero3", description="zero3 (default) shards a policy over the workers; ddp gives each worker a whole one"
     )

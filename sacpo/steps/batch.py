@@ -22,6 +22,11 @@ class Batch:
     per_device: int
     accumulation: int
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of an update, over all workers."""
+        return self.total // self.per_device
+
     @classmethod
     def of(cls, payload: AnyTrainPayload, resources: Resources, workers: int) -> Batch:
         """The batch of a training step: the largest forward pass that divides a worker's share and is allowed.

@@ -15,6 +15,7 @@ from sacpo.execution.artifacts import EXAMPLES, REFERENCE
 from sacpo.execution.job import Job
 from sacpo.planning.payloads import AnyTrainPayload, RewardPayload
 from sacpo.spaces.methods import METHODS
+from sacpo.steps.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Examples:
     order: list[int]
 
 
-def load_examples(job: Job[AnyTrainPayload]) -> Examples:
+def load_examples(job: Job[AnyTrainPayload], batch: Batch) -> Examples:
     """The examples of a stage and the order in which those of all epochs are taken.
 
-    Each epoch is shuffled by the step's seed; a remainder that fills no whole batch is left out. Within an update the
-    longest examples go first, so that a forward pass needs little padding, which changes no sum over the update. A
-    method whose loss depends on the examples beside each other (KTO) keeps the shuffled order.
+    Each epoch is shuffled by the step's seed; a remainder that fills no whole batch is left out. The order within an
+    update changes no sum over it. Examples to be packed are spread so that forward passes have similar numbers of
+    tokens and long texts share rows with short ones; others go longest first, so that a forward pass needs little
+    padding. A method whose loss depends on the examples beside each other (KTO) keeps the shuffled order.
 
     Raises:
         StepError: there are fewer examples than one batch, or the reference log-probabilities belong to other data.
@@ -58,6 +60,8 @@ def load_examples(job: Job[AnyTrainPayload]) -> Examples:
     if not METHODS[payload.method].keeps_order:
         lengths = [sum(len(value) for value in row.values() if isinstance(value, list)) for row in rows]
         order = longest_first(order, lengths, settings.batch_size)
+        if job.resources.packing:
+            order = spread(order, batch.total, batch.passes)
     return Examples(Dataset.from_list(rows), order.tolist())
 
 
@@ -72,6 +76,19 @@ def longest_first(order: np.ndarray, lengths: list[int], batch_size: int) -> np.
     batches = order.reshape(-1, batch_size)
     descending = np.argsort(-np.asarray(lengths)[batches], axis=1, kind="stable")
     return np.asarray(np.take_along_axis(batches, descending, axis=1).reshape(-1))
+
+
+def spread(order: np.ndarray, batch_size: int, passes: int) -> np.ndarray:
+    """The same examples in every batch, spread over forward passes of equal size: there and back, like dealt cards.
+
+    Args:
+        order: Numbers of the examples, the longest first within a batch.
+        batch_size: Examples of an update.
+        passes: Forward passes of an update, over all workers.
+    """
+    dealt = order.reshape(-1, batch_size // passes, passes).copy()
+    dealt[:, 1::2] = dealt[:, 1::2, ::-1]
+    return dealt.transpose(0, 2, 1).reshape(-1)
 
 
 def _with_reference(job: Job[AnyTrainPayload], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

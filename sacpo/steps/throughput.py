@@ -19,7 +19,8 @@ class ThroughputCounter:
 
     def __init__(self) -> None:
         self.tokens: Any = 0  # a tensor on accelerators: reading it at every step would wait for the device
-        self.slots = 0  # tokens, padding included
+        self.computed: Any = 0  # tokens that the model computed; a prompt is computed once for answers that are packed
+        self.slots = 0  # the same with padding
         self.started = 0.0
         self.updates_before: int | None = None
 
@@ -27,10 +28,21 @@ class ThroughputCounter:
         """Add one forward batch; `updates` is the number of updates made before it."""
         if self.updates_before is None:
             self.updates_before, self.started = updates, time.monotonic()
-        for name, mask in inputs.items():
-            if name.endswith("attention_mask"):
-                self.tokens = self.tokens + mask.sum()
-                self.slots += mask.numel()
+        self.tokens = self.tokens + sum(mask.sum() for mask in _masks(inputs))
+
+    def count_padded(self, inputs: dict[str, Any]) -> None:
+        """Add what a forward pass over a padded batch computes."""
+        for mask in _masks(inputs):
+            self.computed = self.computed + mask.sum()
+            self.slots += mask.numel()
+
+    def count_packed(self, tokens: int, slots: int) -> None:
+        """Add what a forward pass over packed rows computes: tokens, and tokens with padding."""
+        self.computed, self.slots = self.computed + tokens, self.slots + slots
+
+    def forget_packed(self) -> None:
+        """Leave out what was computed only to compare packed with padded rows."""
+        self.computed, self.slots = 0, 0
 
     def metrics(self, trainer: Any, batch_size: int) -> Throughput | None:
         """Figures of all workers together, over the updates that this run made (not those before a resume).
@@ -46,17 +58,19 @@ class ThroughputCounter:
             return None
         seconds = time.monotonic() - self.started
         accelerator = trainer.accelerator
-        counted = torch.tensor([int(self.tokens), self.slots], dtype=torch.float64)
-        tokens, slots = accelerator.reduce(counted.to(accelerator.device), reduction="sum").tolist()
+        counted = torch.tensor([int(self.tokens), int(self.computed), self.slots], dtype=torch.float64)
+        tokens, computed, slots = accelerator.reduce(counted.to(accelerator.device), reduction="sum").tolist()
         model = accelerator.unwrap_model(trainer.model)
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-        flops_per_second = (4 * parameters + 2 * trained) * tokens / seconds
+        flops_per_second = (4 * parameters + 2 * trained) * computed / seconds
         peak = _peak_flops()
         return Throughput(
             training_seconds=seconds,
             tokens=int(tokens),
-            padding_fraction=1 - tokens / slots,
+            computed_tokens=int(computed),
+            padding_fraction=1 - computed / slots,
+            padded_because=trainer.padded_because,
             tokens_per_second=tokens / seconds,
             examples_per_second=(trainer.state.global_step - self.updates_before) * batch_size / seconds,
             parameters=parameters,
@@ -65,6 +79,10 @@ class ThroughputCounter:
             peak_flops=peak,
             mfu=None if peak is None else flops_per_second / (peak * trainer.args.world_size),
         )
+
+
+def _masks(inputs: dict[str, Any]) -> list[Any]:
+    return [mask for name, mask in inputs.items() if name.endswith("attention_mask")]
 
 
 def _peak_flops() -> float | None:

@@ -76,8 +76,8 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     payload = job.payload
     torch.set_num_threads(job.resources.cpus_per_worker)
     tokenizer = AutoTokenizer.from_pretrained(job.parents["policy"])
-    examples = load_examples(job)
     batch = Batch.of(payload, job.resources, context.world_size)
+    examples = load_examples(job, batch)
     updates = payload.settings.epochs * (len(examples.rows) // batch.total)
     trainer_class, config_class = TRAINERS[payload.method]
     guard = DivergenceGuard(report, updates, context)
@@ -90,6 +90,8 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     )
     prepare_stage(trainer, job)
     trainer.counter, trainer.order = ThroughputCounter(), examples.order
+    if job.resources.packing:
+        trainer.pack()
     report.end_start_part("trainer")
     if trainer.args.world_size != context.world_size:
         raise StepError(f"the trainer sees {trainer.args.world_size} workers, the group has {context.world_size}")
