@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sacpo.compat.transformers import attention_of
 from sacpo.steps.packing import IGNORED, Rows, answer_groups, boolean_mask, pack, pair_groups, sees
 
 MASKS_BY_LAYER = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
@@ -34,7 +35,7 @@ def obstacle(model: Any, max_length: int) -> str | None:
         max_length: Tokens of the longest sequence.
     """
     config = model.config.get_text_config()
-    attention = config._attn_implementation
+    attention = attention_of(model)
     if attention not in ("sdpa", "eager", "flex_attention"):
         return f"attention {attention} takes no mask of its own kind; sdpa, eager and flex_attention do"
     if attention == "flex_attention" and model.device.type == "cpu":
@@ -77,7 +78,7 @@ def model_inputs(model: Any, rows: Rows) -> dict[str, Any]:
 
 def _mask(model: Any, rows: Rows, window: int | None) -> Any:
     """A mask as the model's attention takes it: a block mask, boolean, or added to the scores."""
-    attention = model.config.get_text_config()._attn_implementation
+    attention = attention_of(model)
     count, width = rows.ids.shape
     if attention == "flex_attention":
         from torch.nn.attention.flex_attention import create_block_mask
@@ -121,7 +122,7 @@ class PackedModel:
     def __init__(self, model: Any, pad: int, count: Callable[[int, int], None]) -> None:
         self.model, self.pad, self.count = model, pad, count
         self.scale = _ATTENTION_SCALE * model.config.get_text_config().hidden_size
-        if model.config.get_text_config()._attn_implementation == "flex_attention":
+        if attention_of(model) == "flex_attention":
             self.scale = 2**40  # a block mask skips what is not seen, so one row without padding costs least
         self.answers = AnswerTokens(model.base_model)
         self._scores: torch.Tensor | None = None
