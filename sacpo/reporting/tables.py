@@ -134,7 +134,7 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
                 labels[row["trial_id"]],
                 criterion,
                 trial[criterion],
-                row["length_controlled"],
+                interval_text(row, "length_controlled", "low", "high"),
                 row["mean_tokens"],
                 row["baseline_mean_tokens"],
                 trial[f"{criterion}_order_inconsistency"],
@@ -147,7 +147,8 @@ def _bias(results: Results, labels: dict[str, str]) -> Section:
     return Section(
         "Bias",
         "The win rate, and the win rate at equal length (one logistic regression over the sweep's verdicts, with a "
-        "shared coefficient for the length difference, after AlpacaEval 2); how often a verdict changed with the order "
+        "shared coefficient for the length difference and the difficulty of each prompt, after AlpacaEval 2; empty "
+        "with too few trials or prompts); how often a verdict changed with the order "
         "of the answers; the win rate if all missing verdicts were lost, or won; and, where verdicts are read from "
         "token probabilities, the mean probability of tokens that state no verdict.",
         [

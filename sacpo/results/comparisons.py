@@ -31,7 +31,7 @@ from sacpo.statistics.bradley_terry import bradley_terry
 from sacpo.statistics.length import length_controlled
 from sacpo.statistics.pareto import on_front
 from sacpo.statistics.variance import seed_estimate, variance_split
-from sacpo.statistics.win_rate import differences
+from sacpo.statistics.win_rate import NO_ESTIMATE, differences
 
 _OWN = ""
 """Value of the verdicts' column `panel` for a criterion's own judge."""
@@ -43,6 +43,10 @@ _LENGTH = [
     "length_controlled",
     "length_coefficient",
     "verdicts",
+    "low",
+    "high",
+    "n_prompts",
+    "reason",
 ]
 
 
@@ -106,10 +110,13 @@ def _length(own: pd.DataFrame, responses: pd.DataFrame, baseline: str) -> pd.Dat
     )
     for criterion, group in verdicts.groupby("criterion"):
         difference = (group["tokens"] - group["baseline_tokens"]).to_numpy(dtype=float)
-        rates, coefficient = length_controlled(group["score"].to_numpy(), group["trial_id"].to_numpy(), difference)
+        scores, ids, prompts = (group[name].to_numpy() for name in ("score", "trial_id", "prompt_id"))
+        controlled = length_controlled(scores, ids, prompts, difference)
         for trial, part in group.groupby("trial_id"):
             means = part["tokens"].mean(), part["baseline_tokens"].mean()
-            rows.append((criterion, trial, *means, rates[str(trial)], coefficient, verdict_scale(part)))
+            rate = controlled.rates.get(str(trial), NO_ESTIMATE)
+            bounds = (rate.low, rate.high, rate.n_prompts, controlled.reason)
+            rows.append((criterion, trial, *means, rate.value, controlled.coefficient, verdict_scale(part), *bounds))
     return pd.DataFrame(rows, columns=_LENGTH)
 
 
