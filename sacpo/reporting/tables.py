@@ -54,6 +54,7 @@ def sections(results: Results) -> list[Section]:
         lambda: _warnings(results),
         lambda: _judges(results),
         lambda: _panel(results, labels),
+        lambda: _human(results, labels),
         lambda: _bias(results, labels),
         lambda: _undecided(results, labels),
         lambda: _differences(results, labels),
@@ -122,6 +123,33 @@ def _panel(results: Results, labels: dict[str, str]) -> Section:
     text = "The front under each judge of the panel. " + " ".join(agreements)
     missing = [f"missing verdicts, {criterion}" for criterion in CRITERIA]
     return Section("Panel", text, ["trial", "judge", *CRITERIA, "front", *missing, "error"], rows)
+
+
+def _human(results: Results, labels: dict[str, str]) -> Section:
+    rows = [
+        [
+            labels[row["trial_id"]],
+            row["criterion"],
+            row["judge"],
+            row["win_rate"],
+            interval_text(row, "corrected", "low", "high"),
+            interval_text(row, "labels_only", "labels_low", "labels_high"),
+            row["labelled_prompts"],
+            row["reason"],
+        ]
+        for row in _rows(results, "human", by_trial=True)
+    ]
+    judges = [
+        f"{row['criterion']}: {row['judge']} agrees with {row['raw']:.1%} of {row['labels']} labels, and its scores "
+        f"are {row['bias']:+.3f} [{row['bias_low']:+.3f}, {row['bias_high']:+.3f}] from the human ones."
+        for row in _rows(results, "human_judges")
+    ]
+    text = (
+        "Each judge's win rate, corrected to the human scale by prediction-powered inference, and the win rate by the "
+        "labels alone, with 95 % intervals. "
+    )
+    columns = ["trial", "criterion", "judge", "win rate", "corrected", "labels alone", "labelled prompts", "reason"]
+    return Section("Human labels", text + " ".join(judges), columns, rows)
 
 
 def _bias(results: Results, labels: dict[str, str]) -> Section:

@@ -31,6 +31,8 @@ OPTIONAL_TABLES = (
     "choice",
     "curves",
     "preview",
+    "human",
+    "human_judges",
 )
 """Tables that are written when a sweep has ended, if they have rows."""
 

@@ -9,6 +9,7 @@ import pandas as pd
 from sacpo.errors import StoreError
 from sacpo.planning.plan import Plan
 from sacpo.results.kept_plan import write_plan
+from sacpo.results.labels import LABELS_FILE, human_tables
 from sacpo.results.load import OPTIONAL_TABLES, TABLES, Results
 from sacpo.results.sweep_facts import SWEEP_FILE, SweepFacts
 from sacpo.store.backends import LocalBackend
@@ -42,6 +43,8 @@ def write_results(results: Results, plan: Plan, folder: Path) -> None:
         files.write(f"{name}.parquet", getattr(results, name).to_parquet(index=False))
     files.write("trials.csv", results.trials.to_csv(index=False).encode())
     optional = {"exact": results.exact, **results.comparisons}
+    if results.comparisons and (labels := folder / LABELS_FILE).exists():
+        optional |= human_tables(results.trials, results.verdicts, pd.read_parquet(labels))
     for name in OPTIONAL_TABLES:
         table = optional.get(name)
         if table is not None and len(table):
