@@ -47,7 +47,7 @@ ALLOWED = {
     "planning": {"errors", "hashing", "spaces", "data", "judges.rubric", "statistics", "synthetic"},
     "results": {
         *("errors", "hashing", "versions", "statistics", "synthetic", "spaces", "planning", "store"),
-        *("judges.verdicts", "judges.judge_directed", "execution.artifacts"),
+        *("judges.verdicts", "judges.thoughts", "judges.judge_directed", "execution.artifacts"),
     },
 }
 

@@ -2,8 +2,8 @@
 
 Here are the facts of a sweep (`sweep_facts`), the kept plan (`kept_plan`), the columns of trials and steps, the
 comparisons over all trials, and the rules by which tables are overwritten (`write`). The package may import
-`statistics`, `synthetic`, `store`, `planning`, `spaces`, `judges.verdicts` and `execution.artifacts`, but neither ray
-nor torch.
+`statistics`, `synthetic`, `store`, `planning`, `spaces`, `execution.artifacts`, and of `judges` the modules `verdicts`,
+`thoughts` and `judge_directed`, but neither ray nor torch.
 """
 
 from sacpo.results.load import Results, load
