@@ -15,19 +15,22 @@ from sacpo.steps.reference import kl_partners, log_probabilities
 from tests.jobs import policy
 
 
-def test_log_probabilities_are_the_models_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", [True, False])
+def test_log_probabilities_are_the_models_own(tmp_path: Path, packing: bool) -> None:
     model, tokenizer = load_policy({"policy": policy(tmp_path)})
     torch.manual_seed(0)
     draw = lambda n: torch.randint(4, len(tokenizer), (n,)).tolist()  # noqa: E731
     sequences = [(draw(1 + i % 3), draw(1 + i % 4)) for i in range(11)]
-    logps, computed_tokens = log_probabilities(model, sequences, 4, tokenizer.pad_token_id, 6)
+    logps, tokens, slots = log_probabilities(model, sequences, 4, tokenizer.pad_token_id, 6, packing=packing)
     for (prompt, completion), value in zip(sequences, logps, strict=True):
         ids = (prompt + completion)[:6]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
         own = sum(float(logits[k - 1, ids[k]]) for k in range(len(prompt), len(ids)))
         assert value == pytest.approx(own, abs=1e-4)
-    assert computed_tokens >= sum(min(6, len(p) + len(c)) for p, c in sequences)
+    texts = sum(min(6, len(p) + len(c)) for p, c in sequences)
+    assert tokens < texts if packing else tokens == texts
+    assert slots >= tokens
 
 
 def test_partners_have_other_prompts_and_are_spread_over_the_examples() -> None:

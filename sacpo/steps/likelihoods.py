@@ -39,14 +39,19 @@ def run(job: Job[LikelihoodsPayload]) -> StepReport:
     texts = [render(row["prompt"], tokenizer=tokenizer, template=template) for row in rows]
     prompts = encode(texts, tokenizer=tokenizer, template=template)
     sequences = [(prompt, row["answer_ids"]) for prompt, row in zip(prompts, rows, strict=True)]
-    tokens = [len(prompt) + len(answer) for prompt, answer in sequences]
+    longest = max(len(prompt) + len(answer) for prompt, answer in sequences)
     report.first_update_at = time.time()
-    logps, computed = log_probabilities(
-        model, sequences, job.resources.per_device_batch, tokenizer.pad_token_id, max(tokens)
+    logps, tokens, slots = log_probabilities(
+        model,
+        sequences,
+        job.resources.per_device_batch,
+        tokenizer.pad_token_id,
+        longest,
+        packing=job.resources.packing,
     )
     if not all(map(math.isfinite, logps)):
         raise StepError("the policy gives an answer no finite log-probability; its weights are damaged or overflow")
     columns = {name: [row[name] for row in rows] for name in ("answers", "row")}
     pq.write_table(pa.table(columns | {"logp": pa.array(logps, pa.float64())}), job.folder / LIKELIHOODS)
-    report.metrics = ReferenceMetrics(examples=len(rows), tokens=sum(tokens), padding=computed - sum(tokens))
+    report.metrics = ReferenceMetrics(examples=len(rows), tokens=tokens, padding=slots - tokens)
     return report

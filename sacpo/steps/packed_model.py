@@ -7,7 +7,7 @@ in the padded batch's shape, so losses and metrics are TRL's own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ KNOWN = MASKS_BY_LAYER | {"llama", "mistral", "phi3", "gpt_neox", "gpt2", "opt"}
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LONG_ROPE = frozenset({"dynamic", "longrope"})  # kinds whose angles depend on the longest text of a batch
+_HEAD_TOKENS = 1024  # tokens whose logits are held in float32 at once
 _ATTENTION_SCALE = 6  # x hidden size: the row length at which a dense mask's attention costs as much as the rest
 
 
@@ -91,6 +92,11 @@ def _mask(model: Any, rows: Rows, window: int | None) -> Any:
     return torch.zeros(visible.shape, dtype=model.dtype, device=visible.device).masked_fill(~visible, lowest)
 
 
+def equal_nats(dtype: torch.dtype) -> float:
+    """Largest difference of a token's log-probability between packed and padded rows that counts as rounding."""
+    return 1e-3 if dtype == torch.float32 else 0.1
+
+
 class AnswerTokens:
     """Keeps a backbone's hidden states of chosen tokens only, so that the head computes no other logits.
 
@@ -102,7 +108,7 @@ class AnswerTokens:
 
     def __init__(self, backbone: torch.nn.Module) -> None:
         self.places: torch.Tensor | None = None
-        backbone.register_forward_hook(self._keep)
+        self.handle = backbone.register_forward_hook(self._keep)
 
     def _keep(self, _: torch.nn.Module, __: Any, output: Any) -> Any:
         if self.places is not None:
@@ -170,6 +176,45 @@ class PackedModel:
             if (value := getattr(compact, field.name)) is not None and value.dim() == 2
         }
         return type(compact)(**fields)
+
+    def answer_sums(self, texts: Sequence[tuple[list[int], int]], *, packing: bool) -> list[float]:
+        """Log-probability of each answer, the sum over its tokens in nats, from the model's own head.
+
+        Args:
+            texts: (token ids, place of the first answer token).
+            packing: Share prompts and fill rows; otherwise each text is a row, padded to the longest.
+        """
+        groups = answer_groups([(ids, start, len(ids)) for ids, start in texts])
+        device = self.model.device
+        if packing:
+            rows = self._pack(groups, device)
+            inputs = model_inputs(self.model, rows)
+            places = rows.places
+        else:
+            width = max(len(ids) for ids, _ in texts)
+            lengths = torch.tensor([len(ids) for ids, _ in texts])
+            padded = torch.tensor([ids + [self.pad] * (width - len(ids)) for ids, _ in texts], device=device)
+            mask = (torch.arange(width) < lengths[:, None]).long().to(device)
+            self.count(int(lengths.sum()), padded.numel())
+            inputs = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+            places = {
+                branch.sequence: range(first := branch.sequence * width + branch.start, first + len(branch.ids))
+                for group in groups
+                for branch in group.branches
+            }
+        targets = torch.tensor([token for n in places for token in texts[n][0][-len(places[n]) :]], device=device)
+        self.answers.places = torch.tensor([place for n in places for place in places[n]], device=device)
+        try:
+            logits = self.model(**inputs).logits[0]
+        finally:
+            self.answers.places = None
+        values = [
+            part.float().gather(-1, target[:, None]).squeeze(-1) - part.float().logsumexp(-1)
+            for part, target in zip(torch.split(logits, _HEAD_TOKENS), torch.split(targets, _HEAD_TOKENS), strict=True)
+        ]
+        sums = torch.split(torch.cat(values), [len(places[n]) for n in places])
+        by_number = dict(zip(places, (float(part.double().sum()) for part in sums), strict=True))
+        return [by_number.get(n, 0.0) for n in range(len(texts))]
 
     def scores(self, wrapped: Any, input_ids: Any, attention_mask: Any, **options: Any) -> Any:
         """A reward model's scores of a padded batch whose second half has the rejected answers of the first half.

@@ -9,7 +9,9 @@ for every seed, so that these log-probabilities can be stored too.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sacpo.data.batching import batches_by_length
 from sacpo.execution.artifacts import EXAMPLES, REFERENCE, shard_name
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import ReferencePayload
 from sacpo.planning.records import ReferenceMetrics
+from sacpo.steps.packed_model import PackedModel, equal_nats, is_known, obstacle
 from sacpo.steps.policies import load_policy
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(job: Job[ReferencePayload]) -> StepReport:
@@ -53,14 +57,18 @@ def run(job: Job[ReferencePayload]) -> StepReport:
     ]
     model, tokenizer = load_policy(job.parents, loading=job.payload.loading)
     report.first_update_at = time.time()
-    logps, computed_tokens = log_probabilities(
-        model, sequences, job.resources.per_device_batch, tokenizer.pad_token_id, job.payload.max_length
+    logps, tokens, slots = log_probabilities(
+        model,
+        sequences,
+        job.resources.per_device_batch,
+        tokenizer.pad_token_id,
+        job.payload.max_length,
+        packing=job.resources.packing,
     )
     for k, name in enumerate(completions):
         columns[name] = pa.array(logps[k * len(numbers) : (k + 1) * len(numbers)], pa.float32())
     pq.write_table(pa.table(columns), job.folder / shard_name(REFERENCE, job.shard))
-    tokens = sum(min(len(prompt) + len(completion), job.payload.max_length) for prompt, completion in sequences)
-    report.metrics = ReferenceMetrics(examples=len(numbers), tokens=tokens, padding=computed_tokens - tokens)
+    report.metrics = ReferenceMetrics(examples=len(numbers), tokens=tokens, padding=slots - tokens)
     return report
 
 
@@ -76,9 +84,15 @@ def kl_partners(prompts: list[list[int]]) -> list[int]:
 
 @torch.no_grad()
 def log_probabilities(
-    model: Any, sequences: list[tuple[list[int], list[int]]], batch_size: int, pad: int, max_length: int
-) -> tuple[list[float], int]:
-    """Log-probability of each completion after its prompt, batched by length.
+    model: Any,
+    sequences: list[tuple[list[int], list[int]]],
+    batch_size: int,
+    pad: int,
+    max_length: int,
+    *,
+    packing: bool = True,
+) -> tuple[list[float], int, int]:
+    """Log-probability of each completion after its prompt.
 
     Args:
         model: A causal language model.
@@ -86,24 +100,56 @@ def log_probabilities(
         batch_size: Sequences in one forward pass.
         pad: Id of the padding token.
         max_length: Tokens of a sequence; longer ones are cut, as TRL's collators do (KTO's partners may be longer).
+        packing: Pack the sequences where the model gives the same results; a model of a type that is not known to is
+            compared on the first forward pass.
 
     Returns:
-        Sums over the completions' tokens in nats, in the given order, and the number of tokens that were computed,
-        padding included.
+        Sums over the completions' tokens in nats, in the given order, and the numbers of tokens that were computed
+        without and with padding.
     """
-    results, computed_tokens = [0.0] * len(sequences), 0
-    for batch in batches_by_length([len(prompt) + len(answer) for prompt, answer in sequences], batch_size):
-        rows = [(sequences[i][0] + sequences[i][1])[:max_length] for i in batch]
-        width = max(map(len, rows))
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
-        positions = torch.arange(width, device=model.device)
-        lengths = torch.tensor([len(row) for row in rows], device=model.device)[:, None]
-        starts = torch.tensor([len(sequences[i][0]) for i in batch], device=model.device)[:, None]
-        mask = (positions < lengths).long()
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        token_logps = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)
-        completion = (positions >= starts) & (positions < lengths)
-        for i, value in zip(batch, (token_logps * completion[:, 1:]).sum(1).tolist(), strict=True):
+    computed = np.zeros(2, int)
+
+    def count(tokens: int, slots: int) -> None:
+        computed[:] += (tokens, slots)
+
+    packed = PackedModel(model, pad, count)
+    packing = packing and obstacle(model, max_length) is None
+    compared = is_known(model)
+    whole = [((prompt + answer)[:max_length], len(prompt)) for prompt, answer in sequences]
+    results = [0.0] * len(whole)
+    for batch in _batches(sequences, batch_size):
+        texts = [whole[i] for i in batch]
+        if packing and not compared:
+            packing, compared = _same_packed(packed, texts), True
+            computed[:] = 0
+        for i, value in zip(batch, packed.answer_sums(texts, packing=packing), strict=True):
             results[i] = value
-        computed_tokens += ids.numel()
-    return results, computed_tokens
+    packed.answers.handle.remove()
+    return results, int(computed[0]), int(computed[1])
+
+
+def _batches(sequences: list[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the sequences, batch by batch; the longest first, those of one prompt beside each other."""
+    longest: dict[tuple[int, ...], int] = {}
+    for prompt, answer in sequences:
+        key = tuple(prompt)
+        longest[key] = max(longest.get(key, 0), len(prompt) + len(answer))
+    prompts = [tuple(prompt) for prompt, _ in sequences]
+    order = sorted(range(len(sequences)), key=lambda i: (-longest[prompts[i]], prompts[i]))
+    return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def _same_packed(packed: PackedModel, texts: list[tuple[list[int], int]]) -> bool:
+    """Whether packed sums equal padded ones; a model may refuse packed rows with any error."""
+    padded = packed.answer_sums(texts, packing=False)
+    try:
+        values = packed.answer_sums(texts, packing=True)
+    except Exception as error:
+        _LOG.warning("sequences are padded, not packed: the model refuses packed rows (%s)", type(error).__name__)
+        return False
+    tokens = [len(ids) - start for ids, start in texts]
+    limit = equal_nats(packed.model.dtype)
+    same = all(abs(a - b) <= limit * max(1, n) for a, b, n in zip(values, padded, tokens, strict=True))
+    if not same:
+        _LOG.warning("sequences are padded, not packed: the model gives other results with packed rows")
+    return same

@@ -25,13 +25,11 @@ from trl import (
 
 from sacpo.compat.trl import OrderedExamples, PreparedExamples
 from sacpo.errors import StepError
-from sacpo.steps.packed_model import PackedModel, is_known, obstacle
+from sacpo.steps.packed_model import PackedModel, equal_nats, is_known, obstacle
 from sacpo.steps.packing import IGNORED
 from sacpo.steps.throughput import ThroughputCounter
 
 _LOG = logging.getLogger(__name__)
-_EQUAL_NATS = {torch.float32: 1e-3}  # a token's largest difference between packed and padded, by the model's type
-_EQUAL_NATS_ROUNDED = 0.1  # the same for types with fewer digits
 
 
 class _Counting(OrderedExamples):
@@ -99,9 +97,8 @@ class _Counting(OrderedExamples):
                 difference = torch.tensor(float("inf"), device=padded.device)
         model.train(training)
         largest = float(self.accelerator.gather(difference.reshape(1)).max())  # type: ignore[attr-defined]
-        limit = _EQUAL_NATS.get(padded.dtype, _EQUAL_NATS_ROUNDED)
         self.counter.forget_packed()
-        if largest > limit:
+        if largest > equal_nats(self.model.dtype):  # type: ignore[attr-defined]
             model_type = self.model.config.model_type  # type: ignore[attr-defined]
             reason = self.padded_because or f"its results differ by up to {largest:.2g} nats a token"
             self.padded_because, self._packed = f"{model_type}: {reason}", None
