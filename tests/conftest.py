@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,13 +35,14 @@ def small_generation_cache() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
     """A local cluster with two CPUs and a temporary folder of its own; all tests of a session share it."""
     from sacpo.cluster import tuner
 
-    # Ray creates Unix sockets in this folder, so its path must be short.
-    with tuner.cluster("local", num_cpus=2, _temp_dir=str(tmp_path_factory.mktemp("ray"))):
-        yield
+    # Ray creates Unix sockets in this folder. The folders of pytest-xdist have paths that are too long for them.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        with tuner.cluster("local", num_cpus=2, _temp_dir=folder):
+            yield
 
 
 @pytest.fixture(scope="session")
