@@ -40,9 +40,11 @@ def ray_cluster() -> Iterator[None]:
     from sacpo.cluster import tuner
 
     # Ray creates Unix sockets in this folder. The folders of pytest-xdist have paths that are too long for them.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        with tuner.cluster("local", num_cpus=2, _temp_dir=folder):
-            yield
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        tuner.cluster("local", num_cpus=2, _temp_dir=folder),
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")
