@@ -38,7 +38,8 @@ def choose_policy(location: ResultsLocation, name: str, constraints: Sequence[Co
     export = "" if label is None else shlex.join(["sacpo", "export", name, label, "my-policy", *options])
     setting = "" if choice.suggestion is None else choice.suggestion.setting
     extend = shlex.join(["sacpo", "extend", name, "--set", setting]) if setting else ""
-    lines = [choice_text(choice, export, extend), *preview_lines(results.comparisons.get("preview"), asked)]
+    expected = asked if choice.suggestion is None else []  # the suggestion is the preview's already
+    lines = [choice_text(choice, export, extend), *preview_lines(results.comparisons.get("preview"), expected)]
     return "\n".join(lines), 0 if choice.chosen is not None else 1
 
 
