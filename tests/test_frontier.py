@@ -60,7 +60,7 @@ def test_one_prompt_has_a_wide_interval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "prompts"), [([], []), ([1.0], ["a", "b"]), ([0.7], ["a"]), ([float("nan")], ["a"])]
+    ("scores", "prompts"), [([], []), ([1.0], ["a", "b"]), ([1.7], ["a"]), ([float("nan")], ["a"])]
 )
 def test_win_rate_refuses(scores: list[float], prompts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"score|prompts|verdict"):

@@ -39,7 +39,7 @@ def imported(folder: Path) -> set[str]:
     return names - set(sys.stdlib_module_names) - {"sacpo", "tests"}
 
 
-@pytest.mark.parametrize(("folder", "extras"), [("sacpo", ()), ("tests", ("dev", "aws"))])
+@pytest.mark.parametrize(("folder", "extras"), [("sacpo", ("inspect",)), ("tests", ("dev", "aws"))])
 def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
     requirements = [*PROJECT["dependencies"]]
     for extra in extras:

@@ -118,7 +118,7 @@ def test_a_file_is_identified_by_its_content_not_by_its_path(tmp_path: Path) -> 
         data["model"] = {"kind": "pretrained", "path": str(folder / "config.json")}
         files = {"kind": "files", "path": str(folder / "rows.jsonl"), "format": "pairs"}
         data["data"] = {"preferences": {"helpfulness": files, "harmlessness": files}, "judge_fraction": 0.5}
-        del data["training"]["sft"]
+        del data["training"]["sft"], data["preview"]
         judge = {"kind": "trained_reward_model", "objective": "helpfulness", "training": {"learning_rate": 1e-3}}
         criterion = {"prompts": {"kind": "file", "path": str(folder / "prompts.json")}, "judge": judge}
         data["evaluation"] = {"helpfulness": criterion, "harmlessness": criterion}

@@ -16,7 +16,7 @@ import pytest
 
 from sacpo import export, report, results
 from sacpo import sweep as sweep_module
-from sacpo.planning import planner
+from sacpo.planning import prompt_sets
 from sacpo.planning.kinds import KINDS
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
@@ -71,7 +71,7 @@ def test_another_space_is_refused_before_anything_is_written(
 
 
 def test_a_changed_input_is_named_if_no_setting_differs(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner, "PROMPTS", planner.PROMPTS[:20])
+    monkeypatch.setattr(prompt_sets, "PROMPTS", prompt_sets.PROMPTS[:20])
     answer = sweep_here(write_space(small(), copied.parent), copied)
     assert answer.returncode == 2
     assert "the content of an input: data, prompts, model or rubric" in answer.stderr

@@ -60,7 +60,7 @@ def finish(plan: Plan, runner: Runner) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(len(plan.trials)) as pool:
-        errors = pool.map(trial, [plan.required_steps(t) for t in plan.trials])
+        errors = pool.map(trial, [plan.target_steps(t) for t in plan.trials])
     return dict(zip((t.label for t in plan.trials), errors, strict=True))
 
 
@@ -116,7 +116,7 @@ def test_a_failure_fails_its_dependents_once_and_the_others_go_on(plan: Plan, ur
 def test_a_run_in_the_calling_process_runs_every_step_once_in_the_order_of_the_schedule(plan: Plan, uri: str) -> None:
     count = Counting()
     store = Store(uri)
-    targets = [step for trial in plan.trials for step in plan.required_steps(trial)]
+    targets = [step for trial in plan.trials for step in plan.target_steps(trial)]
     run = InProcessRun(Runner(plan, store, "one", count), targets)
     assert run.run() == {}
     assert set(run.resolved()) == set(plan.steps)
@@ -130,7 +130,7 @@ def test_a_run_in_the_calling_process_runs_every_step_once_in_the_order_of_the_s
 def test_a_run_in_the_calling_process_skips_the_dependents_of_a_failed_step(plan: Plan, uri: str) -> None:
     bad = next(t for t in plan.trials if t.method == "sacpo").policy["policy"]
     count = Counting(lambda job: job.step.id == bad)
-    targets = [step for trial in plan.trials for step in plan.required_steps(trial)]
+    targets = [step for trial in plan.trials for step in plan.target_steps(trial)]
     assert InProcessRun(Runner(plan, Store(uri), "one", count), targets).run() == {}
     dependents = {step for step in plan.steps if bad in plan.ancestors(step)}
     assert set(count.calls) == set(plan.steps) - dependents | {bad}

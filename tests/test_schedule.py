@@ -85,7 +85,7 @@ def test_steps_that_only_done_steps_depend_on_are_not_repeated() -> None:
 
 def test_canaries_come_before_any_training_and_the_a_a_test_before_all_stages_after_sft() -> None:
     plan = make_plan(space())
-    targets = [step for trial in plan.trials for step in plan.required_steps(trial)]
+    targets = [step for trial in plan.trials for step in plan.target_steps(trial)]
     order = drain(Schedule(scheduled_steps(plan), targets, set(), 9, 9))
     assert sorted(order) == sorted(plan.steps)
     trained = [i for i, step in enumerate(order) if plan.steps[step].kind == "train"]

@@ -34,7 +34,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_trials(plan: Plan, store: Store, run: str, folder: Path, max_workers: int, trial_ids: list[str]) -> Any:
         trials = [trial for trial in plan.trials if trial.trial_id in trial_ids]
-        targets = [step for trial in trials for step in plan.required_steps(trial)]
+        targets = [step for trial in trials for step in plan.target_steps(trial)]
         return InProcessRun(Runner(plan, store, run, execute), targets).run()
 
     monkeypatch.setattr(tuner, "cluster", cluster)

@@ -79,7 +79,7 @@ def bound(graph: dict[str, ScheduledStep], seconds: dict[str, float], slots: int
 
 def simulate(plan: Plan, seconds: dict[str, float], slots: int) -> float:
     """Seconds that the plan takes on `slots` slots if only the steps take time."""
-    targets = [step for trial in plan.trials for step in plan.required_steps(trial)]
+    targets = [step for trial in plan.trials for step in plan.target_steps(trial)]
     schedule = Schedule(scheduled_steps(plan), targets, set(), slots, tuner.concurrency(slots))
     running: list[tuple[float, str]] = []
     now = 0.0
