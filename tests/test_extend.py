@@ -53,12 +53,12 @@ def test_a_difference_is_paired_and_names_what_cannot_be_compared(copied: Path) 
     verdicts = first.verdicts.copy()
     label = first.trials.query("method != 'sft' and status == 'done'").iloc[0]
     own = verdicts["trial_id"].eq(label["trial_id"]) & verdicts["criterion"].eq("helpfulness")
-    verdicts.loc[own, "outcome"] = "win"
+    verdicts.loc[own, ["outcome", "score"]] = ["win", 1.0]
     verdicts["judge"] = "another"
     second = type(first)(**(vars(first) | {"verdicts": verdicts}))
     compared = difference(first, second)
     row = compared.trials.query("label == @label['label'] and criterion == 'helpfulness'").iloc[0]
-    scores = first.verdicts[own]["outcome"].map({"win": 1.0, "tie": 0.5, "loss": 0.0})
+    scores = first.verdicts[own]["score"]
     expected = 1 - scores.groupby(first.verdicts[own]["prompt_id"]).mean().mean()
     assert row["difference"] == pytest.approx(expected)
     assert row["low"] <= expected <= row["high"]

@@ -94,7 +94,7 @@ def test_a_wheel_has_the_data_files_and_plans_the_quickstart_in_an_empty_folder(
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
     answer = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=True)
     assert answer.stdout.startswith(str(tmp_path / "installed"))
-    assert "space quickstart: 15 trials, 91 steps" in answer.stdout
+    assert "space quickstart: 15 trials, 100 steps" in answer.stdout
     assert not list(empty.iterdir()), "a dry run touches nothing"
 
 

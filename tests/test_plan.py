@@ -136,7 +136,7 @@ def test_a_dry_run_is_fast_touches_nothing_and_loads_neither_torch_nor_ray(tmp_p
     command = [sys.executable, "-c", code, "--dry-run", "--results", str(tmp_path / "results")]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert "15 trials, 91 steps" in answer.stdout
+    assert "15 trials, 100 steps" in answer.stdout
     assert "helpfulness: 12 prompts can show a win rate 0.404 away from 0.5" in answer.stdout
     assert "7 with shared stages, 35 without: sharing saves 28" in answer.stdout
     assert list(tmp_path.iterdir()) == []

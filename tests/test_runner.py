@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,9 +49,9 @@ def plan() -> Plan:
 
 
 def finish(plan: Plan, runner: Runner) -> dict[str, str]:
-    """Run all trials at once; the error of each, empty if it ended well."""
+    """Run all trials at once, and then the preview's steps; the error of each trial, empty if it ended well."""
 
-    def trial(steps: tuple[str, ...]) -> str:
+    def ensure(steps: Iterable[str]) -> str:
         try:
             for step in steps:
                 runner.ensure(step)
@@ -60,7 +60,8 @@ def finish(plan: Plan, runner: Runner) -> dict[str, str]:
         return ""
 
     with ThreadPoolExecutor(len(plan.trials)) as pool:
-        errors = pool.map(trial, [plan.target_steps(t) for t in plan.trials])
+        errors = list(pool.map(ensure, [plan.required_steps(t) for t in plan.trials]))
+        list(pool.map(ensure, [t.likelihoods.values() for t in plan.trials]))
     return dict(zip((t.label for t in plan.trials), errors, strict=True))
 
 
