@@ -25,6 +25,9 @@ def train(policy: Path, data: Path, out: Path, kl_parameter: float, settings: di
     from transformers import AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
+    from sacpo.compat.deepspeed import load_operator
+
+    load_operator()  # torch waits forever for the lock file of a build that was killed
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
