@@ -65,11 +65,11 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
     try:
         for examples, invalid in _converted(source, payload):
             counts.invalid += invalid
-            counts.examples += len(examples)
             examples, excluded = preferences.exclude(examples, excluded_prompts)
             counts.excluded += excluded
             if payload.judge_fraction:
                 examples = preferences.split_for(examples, judge_fraction=payload.judge_fraction, side=payload.side)
+            counts.examples += len(examples)
             output.write(examples, counts)
     except DataError as error:
         fits = nearest_format(columns) == source.format
@@ -94,7 +94,12 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
 
 @dataclass
 class _Counts:
-    """What the chunks add up to: rows left out before (`invalid`) and after tokenisation, and lengths in tokens."""
+    """What the chunks add up to: rows left out before (`invalid`) and after tokenisation, and the examples between.
+
+    Attributes:
+        examples: Examples that went into tokenisation: of this side, without evaluation prompts.
+        lengths: Tokens of each of them.
+    """
 
     invalid: Counter[str] = field(default_factory=Counter)
     too_long: Counter[str] = field(default_factory=Counter)
@@ -173,7 +178,7 @@ def _problems(
     lengths = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
     for invalid, rows_of, hint in (
         (counts.invalid, total, format_hint(source.format, columns) if unfitting else ""),
-        (counts.too_long, counts.examples - counts.excluded, lengths),
+        (counts.too_long, counts.examples, lengths),
     ):
         try:
             rows.check_invalid_fraction(invalid, rows_of, source.max_invalid_fraction, source.name, hint)
