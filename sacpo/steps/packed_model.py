@@ -131,9 +131,6 @@ class PackedModel:
         if attention_of(model) == "flex_attention":
             self.scale = 2**40  # a block mask skips what is not seen, so one row without padding costs least
         self.answers = AnswerTokens(model.base_model)
-        self._scores: torch.Tensor | None = None
-        if hasattr(model, "score"):
-            model.score.register_forward_hook(self._note_scores)
 
     def log_probabilities(self, wrapped: Any, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         """Per-token values of the labelled tokens, as TRL's fused head returns them for the padded batch.
@@ -225,17 +222,19 @@ class PackedModel:
         lengths, ids = attention_mask.sum(1).tolist(), input_ids.tolist()
         whole = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         rows = self._pack(pair_groups(whole[: len(whole) // 2], whole[len(whole) // 2 :]), input_ids.device)
-        wrapped(**options | model_inputs(self.model, rows))
-        scores, self._scores = self._scores, None
-        assert scores is not None, "the head of a reward model has a hook"
+        outputs: list[torch.Tensor] = []
+        # Only now, so that it gets what DeepSpeed's own hooks return: gradients of their result gather the head's
+        # sharded weights, those of the head's bare output do not.
+        hook = self.model.score.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        try:
+            wrapped(**options | model_inputs(self.model, rows))
+        finally:
+            hook.remove()
         ends = [rows.places[sequence][-1] for sequence in range(len(whole))]
-        return SimpleNamespace(logits=scores.flatten(0, 1)[torch.tensor(ends, device=input_ids.device)])
+        return SimpleNamespace(logits=outputs[-1].flatten(0, 1)[torch.tensor(ends, device=input_ids.device)])
 
     def _pack(self, groups: Any, device: torch.device) -> Rows:
         rows = pack(groups, self.scale, self.pad)
         self.count(rows.tokens, rows.ids.numel())
         names = ("ids", "positions", "groups", "branches")
         return dataclasses.replace(rows, **{name: getattr(rows, name).to(device) for name in names})
-
-    def _note_scores(self, _: torch.nn.Module, __: Any, output: torch.Tensor) -> None:
-        self._scores = output
