@@ -67,12 +67,12 @@ def test_each_method_trains_an_adapter_on_those_of_the_stages_before(
 ) -> None:
     stage = chains["precomputed"].stage(label)
     assert stage.effective.settings["lora"] == LoRA(rank=rank).model_dump()
-    assert Adapter.read(stage.output).rank == stacked
+    adapter = Adapter.read(stage.output)
+    assert adapter.rank == stacked
+    assert all(b[:, -rank:].any() for _, b in adapter.factors.values())  # the trained part
     assert not list(stage.output.glob("model*.safetensors"))
-    losses = stage.losses()
-    assert sum(losses[-2:]) < sum(losses[:2])
     if "dpo" in label.rpartition(">")[2]:
-        assert losses[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference at the start
+        assert stage.losses()[0] == pytest.approx(math.log(2), abs=1e-6)  # policy = reference at the start
 
 
 @pytest.mark.parametrize("label", STAGES[1:])
