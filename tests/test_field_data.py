@@ -18,6 +18,7 @@ from sacpo.data.prompts import prompts_of_rows
 from sacpo.data.rows import check_invalid_fraction
 from sacpo.data.scores import Scoring
 from sacpo.data.sources import read_rows, rename, select
+from sacpo.data.stored_rows import Rows
 from sacpo.errors import DataError
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import hashed
@@ -107,7 +108,7 @@ def test_the_content_of_several_files_is_hashed(tmp_path: Path) -> None:
 
 
 def test_columns_are_renamed_and_unknown_ones_are_errors_that_list_the_columns() -> None:
-    rows = [{"question": "q", "good": "a", "bad": "b", "chosen": "other"}]
+    rows = Rows.of([{"question": "q", "good": "a", "bad": "b", "chosen": "other"}])
     allowed = readable_columns("pairs", None)
     mapped = rename(rows, {"prompt": "question", "chosen": "good", "rejected": "bad"}, allowed, "r.jsonl")
     assert mapped[0] | {"prompt": "q", "chosen": "a", "rejected": "b"} == mapped[0]
@@ -154,8 +155,8 @@ def test_completions_with_scores_become_pairs() -> None:
     completions = [{"response": "a", "rating": 1.5}, {"response": "b", "rating": 4.5}, {"response": "c", "rating": 3}]
     rows = [{"instruction": "p", "completions": completions}]
     columns = {"prompt": "instruction", "score": "rating"}
-    rows = rename(rows, columns, readable_columns("scored", None), "r", "completions")
-    examples, invalid = convert(rows, format="scored", objective=None, shape="pairs")
+    renamed = rename(Rows.of(rows), columns, readable_columns("scored", None), "r", "completions")
+    examples, invalid = convert(renamed, format="scored", objective=None, shape="pairs")
     assert (examples, invalid) == ([{"prompt": "p", "chosen": "b", "rejected": "a"}], {})
     bad = [{"prompt": "p", "completions": [{"response": "a", "score": "N/A"}, {"response": "b", "score": 1}]}]
     assert convert(bad, format="scored", objective=None, shape="pairs")[1] == {"wrong type score": 1}
@@ -215,10 +216,10 @@ def test_the_safe_prompts_of_xstest_have_their_types_as_categories(tmp_path: Pat
 
 
 def test_rows_are_selected_by_value_and_unknown_columns_and_values_are_errors() -> None:
-    rows: list[dict[str, Any]] = [{"label": "safe", "n": 1}, {"label": "unsafe", "n": "1"}, {"label": "safe", "n": 2}]
-    assert select(rows, {"n": 1, "label": "safe"}, "r") == rows[:1]
-    assert select([{"ok": True}, {"ok": "false"}], {"ok": False}, "r") == [{"ok": "false"}]
-    assert select(rows, {}, "r") == rows
+    rows = Rows.of([{"label": "safe", "n": 1}, {"label": "unsafe", "n": "1"}, {"label": "safe", "n": 2}])
+    assert list(select(rows, {"n": 1, "label": "safe"}, "r")) == [rows[0]]
+    assert list(select(Rows.of([{"ok": True}, {"ok": "false"}]), {"ok": False}, "r")) == [{"ok": "false"}]
+    assert list(select(rows, {}, "r")) == list(rows)
     with pytest.raises(DataError, match=r"no column 'lable'; it has label, n"):
         select(rows, {"lable": "safe"}, "r")
     with pytest.raises(DataError, match=r"no row has 'Safe' in label; its values are safe, unsafe"):

@@ -16,13 +16,14 @@ import pytest
 from sacpo.data.prompts import Prompt, read_prompts
 from sacpo.data.rows import check_invalid_fraction, draw
 from sacpo.data.sources import read_rows
+from sacpo.data.stored_rows import Rows
 from sacpo.errors import DataError
 
 ROWS = [{"prompt": "Hi?", "chosen": "Hello", "rejected": "No"}, {"prompt": "Ü?", "chosen": "a\u2028b", "rejected": "c"}]
 
 
 def read(path: Path | str, split: str = "train", revision: str | None = None) -> list[dict[str, Any]]:
-    return read_rows(str(path), split=split, revision=revision)
+    return list(read_rows(str(path), split=split, revision=revision))
 
 
 def lines(rows: list[dict[str, Any]]) -> bytes:
@@ -120,12 +121,12 @@ def test_settings_without_effect_and_missing_files_are_refused(tmp_path: Path) -
 
 
 def test_draw_and_check_invalid_fraction() -> None:
-    rows = [{"n": n} for n in range(50)]
-    drawn = draw(rows, 20, seed=1)
-    assert drawn == draw(rows, 20, seed=1) != draw(rows, 20, seed=2)
+    rows = Rows.of([{"n": n} for n in range(50)])
+    drawn = list(draw(rows, 20, seed=1))
+    assert drawn == list(draw(rows, 20, seed=1)) != list(draw(rows, 20, seed=2))
     assert drawn == sorted(drawn, key=lambda r: r["n"])
     assert len({r["n"] for r in drawn}) == 20
-    assert draw(rows, None, seed=1) == draw(rows, 50, seed=1) == rows
+    assert list(draw(rows, None, seed=1)) == list(draw(rows, 50, seed=1)) == list(rows)
     with pytest.raises(DataError, match="limit 51 is more than the 50 rows"):
         draw(rows, 51, seed=1)
     check_invalid_fraction(Counter({"x": 29}), 100, 0.29, "f")

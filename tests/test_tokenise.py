@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -69,8 +70,11 @@ def test_no_special_tokens_are_added_to_a_chat_template() -> None:
     (row,), _ = run([{**PAIR, "prompt": TURNS}], template="chat")
     assert words(row["prompt_ids"]) == "[user] one </s> [assistant] two </s> [user] three </s> [assistant]"
     assert words(row["chosen_ids"]) == "yes a </s>"
-    ((whole,)) = whole_pairs([row])
-    assert whole == {key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")}
+    short = {"prompt_ids": [5], "chosen_ids": [6, 7], "rejected_ids": []}
+    expected = [{key: r["prompt_ids"] + r[key] for key in ("chosen_ids", "rejected_ids")} for r in (short, row, short)]
+    schema = pa.schema(dict.fromkeys(row, pa.list_(pa.int32())))
+    assert whole_pairs(pa.Table.from_pylist([short, row, short], schema)).to_pylist() == expected
+    assert whole_pairs(pa.Table.from_pylist([row, short, row, short], schema).slice(1)).to_pylist() == expected
 
 
 def test_labelled_and_demonstration_rows() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
 from sacpo.data.fields import prompt as prompt_of
-from sacpo.data.sources import columns_of, read_rows, rename, select
+from sacpo.data.sources import read_rows, rename, select
 from sacpo.errors import DataError
 from sacpo.spaces.evaluation import PromptRows
 
@@ -94,7 +94,7 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
         except InvalidRow as reason:
             raise DataError(
                 f"{source.path}: row {number}: {reason}; each row needs a prompt; the file has the columns "
-                f"{', '.join(columns_of(rows))}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
+                f"{', '.join(rows.columns())}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
             ) from None
         if isinstance(text, str) and text not in prompts:
             prompts[text] = Prompt.of(text, str(row.get("category", row.get("type")) or ""))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
@@ -14,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sacpo.data.stored_rows import JSONLinesPart, ListPart, Part, Row, Rows, TablePart, as_object, not_utf8
 from sacpo.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -25,8 +25,10 @@ UNUSED = frozenset({"no two scores are the margin apart", "one response only"})
 csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB, which conversations exceed
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
-    """All rows of one JSONL, JSON, CSV or Parquet file, which may end in .gz.
+def read_file(path: Path) -> Part:
+    """The rows of one JSONL, JSON, CSV or Parquet file, which may end in .gz.
+
+    JSON lines and Parquet stay as they are stored until rows are needed; JSON lists and CSV are parsed at once.
 
     Raises:
         DataError: the file cannot be read, or is none of these.
@@ -37,43 +39,24 @@ def read_file(path: Path) -> list[dict[str, Any]]:
             f"{path}: unknown suffix {suffix!r}; allowed are {', '.join(SUFFIXES)}, each also with .gz; "
             "rename or convert the file"
         )
+    content = None
     try:
-        raw = path.read_bytes()
         if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+            content = gzip.decompress(path.read_bytes())
+        if suffix == ".parquet":
+            return _read_parquet(path, content)
+        if suffix == ".jsonl":
+            return JSONLinesPart(path, content)
+        # Without this, a byte order mark would become part of the first key.
+        text = (path.read_bytes() if content is None else content).decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; check its permissions and that it is complete") from None
-    if suffix == ".parquet":
-        return _read_parquet(path, raw)
-    try:
-        # Without this, a byte order mark would become part of the first key.
-        text = raw.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: is not UTF-8: byte {raw[error.start]:#04x} at byte offset {error.start}; "
-            "convert it, for example with iconv -t UTF-8"
-        ) from None
-    if suffix == ".csv":
-        return _read_csv(path, text)
-    if suffix == ".json":
-        return _read_json(path, text)
-    del text  # a large file is in memory once
-    return _read_jsonl(path, raw)
+    return ListPart(_read_csv(path, text) if suffix == ".csv" else _read_json(path, text))
 
 
-def _read_jsonl(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    rows = []
-    # Lines of bytes end at line feeds alone; those of a text also at U+2028, which may be inside JSON texts.
-    for number, line in enumerate(io.BytesIO(raw.removeprefix(codecs.BOM_UTF8)), start=1):
-        if line.strip():
-            try:
-                rows.append(_object(json.loads(line.decode()), path, f"line {number}"))
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}: line {number} is not JSON ({error}); each line is one JSON object") from None
-    return rows
-
-
-def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
+def _read_json(path: Path, text: str) -> list[Row]:
     try:
         rows = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
@@ -83,16 +66,10 @@ def _read_json(path: Path, text: str) -> list[dict[str, Any]]:
         ) from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a {type(rows).__name__}; a .json file must hold one list of objects")
-    return [_object(row, path, f"row {number}") for number, row in enumerate(rows, start=1)]
+    return [as_object(row, path, f"row {number}") for number, row in enumerate(rows, start=1)]
 
 
-def _object(row: Any, path: Path, position: str) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{path}: {position} is a {type(row).__name__}; each row must be a JSON object of columns")
-    return row
-
-
-def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
+def _read_csv(path: Path, text: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
@@ -117,18 +94,17 @@ def _cell(name: str, cell: str) -> Any:
     return cell
 
 
-def _read_parquet(path: Path, raw: bytes) -> list[dict[str, Any]]:
+def _read_parquet(path: Path, content: bytes | None) -> Part:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(pa.BufferReader(raw)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        return TablePart(pq.read_table(path if content is None else pa.BufferReader(content), partitioning=None))
+    except pa.ArrowException as error:
         raise DataError(f"{path}: is not Parquet: {error}; write the file again") from None
-    return rows
 
 
-def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[str, Any]]:
+def draw(rows: Rows, limit: int | None, seed: int) -> Rows:
     """Draw rows without replacement.
 
     Args:
@@ -146,7 +122,7 @@ def draw(rows: list[dict[str, Any]], limit: int | None, seed: int) -> list[dict[
         return rows
     if limit > len(rows):
         raise DataError(f"limit {limit} is more than the {len(rows)} rows; lower it, or leave it out to use all rows")
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+    return rows.take(sorted(random.Random(seed).sample(range(len(rows)), limit)))
 
 
 def check_invalid_fraction(

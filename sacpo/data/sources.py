@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.data.rows import SUFFIXES, read_file
+from sacpo.data.stored_rows import Row, Rows, TablePart
 from sacpo.errors import DataError
 from sacpo.spaces.sources import SPLIT
 
@@ -28,8 +29,8 @@ def read_rows(
     revision: str | None = None,
     name: str | None = None,
     data_dir: str | None = None,
-) -> list[dict[str, Any]]:
-    """Read all rows of a source.
+) -> Rows:
+    """All rows of a source.
 
     Args:
         path: JSONL, JSON, CSV or Parquet file (each may end in .gz), list of files, glob, folder of such files, folder
@@ -40,7 +41,7 @@ def read_rows(
         data_dir: Folder inside the hub data set or the local folder.
 
     Returns:
-        The rows, each a dict by column; at least one.
+        The rows, each a dict by column; at least one. They are read when they are used.
 
     Raises:
         DataError: the rows cannot be read, there are none, or a setting would have no effect.
@@ -56,7 +57,7 @@ def read_rows(
     if is_folder:
         rows = _read_folder(local, split, name, data_dir)
     elif is_glob or local.exists():
-        rows = _sliced({"train": [row for file in matching_files(path) for row in read_file(file)]}, split, str(path))
+        rows = _sliced({"train": _rows_of(matching_files(path))}, split, str(path))
     elif local.is_absolute() or local.name.removesuffix(".gz").endswith(SUFFIXES) or revision is None:
         raise DataError(f"{path}: there is no such file; correct the path, or give a hub id with its `revision`")
     else:
@@ -82,9 +83,13 @@ def matching_files(path: str | list[str]) -> list[Path]:
     return list(files)
 
 
-def _sliced(splits: dict[str, list[dict[str, Any]]], split: str, source: str) -> list[dict[str, Any]]:
+def _rows_of(files: list[Path]) -> Rows:
+    return Rows([read_file(file) for file in files])
+
+
+def _sliced(splits: dict[str, Rows], split: str, source: str) -> Rows:
     """The rows of a split, a slice of it, or several with `+` between."""
-    chosen: list[dict[str, Any]] = []
+    chosen: list[Rows] = []
     for part in split.split("+"):
         match = SPLIT.match(part.strip())
         base = match[1] if match else part
@@ -92,8 +97,8 @@ def _sliced(splits: dict[str, list[dict[str, Any]]], split: str, source: str) ->
             kind = "a file has no split" if list(splits) == ["train"] else "has no split"
             raise DataError(f"{source}: {kind} {base!r}; it has {', '.join(splits)}; set `split` to one of them")
         rows = splits[base]
-        chosen += rows[_bound(match[2], len(rows)) : _bound(match[3], len(rows))]
-    return chosen
+        chosen.append(rows[_bound(match[2], len(rows)) : _bound(match[3], len(rows))])
+    return Rows.joined(chosen)
 
 
 def _bound(text: str | None, rows: int) -> int | None:
@@ -103,7 +108,7 @@ def _bound(text: str | None, rows: int) -> int | None:
     return round(int(text[:-1]) * rows / 100) if text.endswith("%") else int(text)
 
 
-def _read_folder(folder: Path, split: str, name: str | None, data_dir: str | None) -> list[dict[str, Any]]:
+def _read_folder(folder: Path, split: str, name: str | None, data_dir: str | None) -> Rows:
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
         if name or data_dir:
             raise DataError(
@@ -135,14 +140,11 @@ def _read_folder(folder: Path, split: str, name: str | None, data_dir: str | Non
             by_split.setdefault(_SPLITS[word[1]], []).append(file)
     by_split = by_split or {"train": files}
     needed = {part.split("[")[0].strip() for part in split.split("+")}
-    rows = {
-        base: [row for file in paths for row in read_file(file)] if base in needed else []
-        for base, paths in by_split.items()
-    }
+    rows = {base: _rows_of(paths if base in needed else []) for base, paths in by_split.items()}
     return _sliced(rows, split, str(inner))
 
 
-def _saved_to_disk(folder: Path, split: str) -> list[dict[str, Any]]:
+def _saved_to_disk(folder: Path, split: str) -> Rows:
     import datasets
 
     try:
@@ -152,24 +154,24 @@ def _saved_to_disk(folder: Path, split: str) -> list[dict[str, Any]]:
             f"{folder}: is not a folder of `Dataset.save_to_disk` ({error}); give the path of a file in it"
         ) from None
     if isinstance(loaded, datasets.DatasetDict):
-        needed = {part.split("[")[0].strip() for part in split.split("+")}
-        return _sliced({k: part.to_list() if k in needed else [] for k, part in loaded.items()}, split, str(folder))
+        return _sliced({name: _rows_of_dataset(part) for name, part in loaded.items()}, split, str(folder))
     if split.split("[")[0] != "train":
         raise DataError(
             f"{folder}: is one data set without splits, so split {split!r} would have no effect; leave `split` out"
         )
-    return _sliced({"train": loaded.to_list()}, split, str(folder))
+    return _sliced({"train": _rows_of_dataset(loaded)}, split, str(folder))
 
 
-def _load_dataset(
-    path: str, split: str, revision: str | None, name: str | None, data_dir: str | None
-) -> list[dict[str, Any]]:
+def _rows_of_dataset(dataset: Any) -> Rows:
+    """The rows of a `datasets.Dataset`, whose table stays on the disk."""
+    return Rows([TablePart(dataset.data.table)])  # what was just loaded has no indices beside its table
+
+
+def _load_dataset(path: str, split: str, revision: str | None, name: str | None, data_dir: str | None) -> Rows:
     import datasets
 
     try:
-        rows: list[dict[str, Any]] = datasets.load_dataset(
-            path, name, data_dir=data_dir, revision=revision, split=split
-        ).to_list()
+        loaded = datasets.load_dataset(path, name, data_dir=data_dir, revision=revision, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         place = (
             f"is not a local file, and the hub has no split {split!r} of revision {revision!r}"
@@ -180,10 +182,10 @@ def _load_dataset(
             f"{path}: {place}: {error}; correct `path`, `revision`, `name`, `data_dir` or `split`, or download the "
             "data and give the path of a file"
         ) from None
-    return rows
+    return _rows_of_dataset(loaded)
 
 
-def select(rows: list[dict[str, Any]], where: Mapping[str, str | int | bool], source: str) -> list[dict[str, Any]]:
+def select(rows: Rows, where: Mapping[str, str | int | bool], source: str) -> Rows:
     """The rows that have the wanted values. Values are compared as texts: a CSV file has no others.
 
     Args:
@@ -195,15 +197,16 @@ def select(rows: list[dict[str, Any]], where: Mapping[str, str | int | bool], so
         DataError: a column is unknown, or no row has the values.
     """
     for column, value in where.items():
-        known = columns_of(rows)
-        if column not in known:
-            raise DataError(f"{source}: where: the file has no column {column!r}; it has {', '.join(known)}")
-        kept = [row for row in rows if _as_text(row.get(column)) == _as_text(value)]
+        texts = [_as_text(row[column]) if column in row else None for row in rows]
+        if not any(text is not None for text in texts):
+            known = ", ".join(rows.columns())
+            raise DataError(f"{source}: where: the file has no column {column!r}; it has {known}")
+        kept = [number for number, text in enumerate(texts) if text == _as_text(value)]
         if not kept:
-            values = sorted({_as_text(row.get(column)) for row in rows})
+            values = sorted({text for text in texts if text is not None})
             shown = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
             raise DataError(f"{source}: where: no row has {value!r} in {column}; its values are {shown}")
-        rows = kept
+        rows = rows.take(kept)
     return rows
 
 
@@ -211,14 +214,7 @@ def _as_text(value: Any) -> str:
     return str(value).casefold() if isinstance(value, bool) else str(value)
 
 
-def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """The columns of rows, in the order of first use."""
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-def rename(
-    rows: list[dict[str, Any]], columns: dict[str, str], allowed: Iterable[str], source: str, inner: str | None = None
-) -> list[dict[str, Any]]:
+def rename(rows: Rows, columns: dict[str, str], allowed: Iterable[str], source: str, inner: str | None = None) -> Rows:
     """Rows with the columns that a format wants.
 
     Args:
@@ -229,15 +225,15 @@ def rename(
         inner: Column that holds lists of objects, whose keys are renamed too; None if there is none.
 
     Returns:
-        New rows; other columns stay.
+        Rows that are renamed when they are used; other columns stay.
 
     Raises:
         DataError: a named column is not one of the format's, or the file has no such column.
     """
     if not columns:
         return rows
-    allowed, known = list(allowed), columns_of(rows)
-    nested = {k for row in rows for item in _items(row, columns.get(inner or "", inner)) for k in item}
+    allowed, known = list(allowed), rows.columns()
+    nested = {k for row in rows for item in _items(row, columns.get(inner, inner)) for k in item} if inner else set()
     for target, column in columns.items():
         if target not in allowed:
             raise DataError(
@@ -248,21 +244,23 @@ def rename(
             raise DataError(
                 f"{source}: columns: the file has no column {column!r} for {target}; it has {', '.join(known)}"
             )
-    renamed = []
-    for row in rows:
-        new = _renamed(row, {t: c for t, c in columns.items() if c in known})
+    outer = {target: column for target, column in columns.items() if column in known}
+    keys = {target: column for target, column in columns.items() if column in nested}
+
+    def renamed(row: Row) -> Row:
+        new = _renamed(row, outer)
         if inner and isinstance(new.get(inner), list):
-            keys = {t: c for t, c in columns.items() if c in nested}
             new[inner] = [_renamed(item, keys) if isinstance(item, dict) else item for item in new[inner]]
-        renamed.append(new)
-    return renamed
+        return new
+
+    return rows.changed(renamed)
 
 
-def _items(row: dict[str, Any], column: str | None) -> list[dict[str, Any]]:
-    value = row.get(column) if column else None
+def _items(row: Row, column: str) -> list[Row]:
+    value = row.get(column)
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _renamed(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
+def _renamed(row: Row, columns: dict[str, str]) -> Row:
     kept = {name: value for name, value in row.items() if name not in columns}
     return kept | {target: row[column] for target, column in columns.items() if column in row}

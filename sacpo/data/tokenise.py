@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, assert_never
 
 from sacpo.data.fields import PromptText
@@ -19,6 +19,7 @@ from sacpo.errors import DataError, first_line
 from sacpo.spaces.methods import ExampleShape
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 _LOG = logging.getLogger(__name__)
@@ -76,12 +77,21 @@ def encode(texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, template
     adds_special_tokens = template != "chat"
     # Prompts of preferences repeat, so each distinct text is tokenised once.
     unique = list(dict.fromkeys(texts))
-    encoding = tokenizer(unique, add_special_tokens=adds_special_tokens, return_attention_mask=False, verbose=False)
-    lists = encoding["input_ids"]
+    lists = _ids(unique, tokenizer, adds_special_tokens)
     if adds_special_tokens and _appends_eos(tokenizer):
         lists = [ids[:-1] for ids in lists]
     by_text: dict[str, list[int]] = dict(zip(unique, lists, strict=True))
     return [by_text[text] for text in texts]
+
+
+def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase, adds_special_tokens: bool) -> list[list[int]]:
+    """Token ids of texts, without the offsets, masks and copies that transformers makes for each text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding or getattr(tokenizer, "split_special_tokens", False):
+        encoding = tokenizer(texts, add_special_tokens=adds_special_tokens, return_attention_mask=False, verbose=False)
+        lists: list[list[int]] = encoding["input_ids"]
+        return lists
+    return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=adds_special_tokens)]
 
 
 def tokenise(
@@ -244,7 +254,7 @@ def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return next((token for token in tail if token in special), None)
 
 
-def whole_pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, list[int]]]:
+def whole_pairs(rows: pa.Table) -> pa.Table:
     """Pairs as whole sequences, as reward models learn from them.
 
     Args:
@@ -253,7 +263,24 @@ def whole_pairs(rows: Iterable[dict[str, Any]]) -> list[dict[str, list[int]]]:
     Returns:
         Rows with chosen_ids and rejected_ids, each starting with the prompt.
     """
-    return [{key: row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids")} for row in rows]
+    import pyarrow as pa
+
+    prompts = rows["prompt_ids"].combine_chunks()
+    names = ("chosen_ids", "rejected_ids")
+    return pa.table({name: _joined_lists(prompts, rows[name].combine_chunks()) for name in names})
+
+
+def _joined_lists(first: pa.ListArray, second: pa.ListArray) -> pa.ListArray:
+    """Each list of the first array, followed by the list of the second one in the same place."""
+    import numpy as np
+    import pyarrow as pa
+
+    lengths = np.stack([part.value_lengths().to_numpy() for part in (first, second)], axis=1)
+    ends = np.cumsum(lengths.ravel())
+    is_first = np.repeat(np.tile([True, False], len(first)), lengths.ravel())
+    values = np.empty(len(is_first), np.int32)
+    values[is_first], values[~is_first] = first.flatten().to_numpy(), second.flatten().to_numpy()
+    return pa.ListArray.from_arrays(np.concatenate([[0], ends[1::2]]).astype(np.int32), values)
 
 
 def _reason(prompt_ids: list[int], responses: list[list[int]], max_length: int) -> str | None:

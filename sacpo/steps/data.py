@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from sacpo.data import preferences, rows, tokenise
 from sacpo.data.formats import format_hint, nearest_format, readable_columns
 from sacpo.data.scores import UNSCORED, Scoring
-from sacpo.data.sources import columns_of, read_rows, rename, select
+from sacpo.data.sources import read_rows, rename, select
+from sacpo.data.stored_rows import CHUNK, Rows
 from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
 from sacpo.execution.job import Job
@@ -27,7 +28,6 @@ from sacpo.spaces.space import RowFormat
 from sacpo.synthetic import world
 
 AnyDataPayload = FilesPayload | DemonstrationsPayload | SampledPayload
-_CHUNK = 8192  # rows that are converted, tokenised and written at a time
 _IDS = pa.list_(pa.int32())
 _SCHEMAS: dict[ExampleShape, pa.Schema] = {
     "pairs": pa.schema({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS}),
@@ -49,15 +49,14 @@ def sample(job: Job[PreferencesPayload]) -> StepReport:
 def run(job: Job[AnyDataPayload]) -> StepReport:
     """Read, check, split and tokenise one source for one kind of stage.
 
-    Rows are converted, tokenised and written a chunk at a time, so that no more than one chunk of token ids is in
-    memory.
+    Rows are read, converted, tokenised and written a chunk at a time, so that no more than one chunk of rows and of
+    token ids is in memory.
 
     Raises:
         DataError: the source cannot be read, a larger fraction of its rows is invalid than allowed, or no row is left.
     """
     payload = job.payload
     source = _source(job)
-    total, columns = len(source.rows), columns_of(source.rows)
     names = [EXAMPLES, HELD_OUT] if payload.held_out_fraction else [EXAMPLES]
     output = _Output(job, names)
     counts = _Counts()
@@ -71,18 +70,15 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
                 examples = preferences.split_for(examples, judge_fraction=payload.judge_fraction, side=payload.side)
             counts.examples += len(examples)
             output.write(examples, counts)
-    except DataError as error:
-        fits = nearest_format(columns) == source.format
-        raise DataError(f"{source.name}: {error}{'' if fits else format_hint(source.format, columns)}") from None
     finally:
         output.close()
     needed = _needed_length(counts.lengths)
-    problems = _problems(source, counts, total, columns, needed, output)
+    problems = _problems(source, counts, needed, output)
     if problems:
         raise DataError("\n".join(problems))
     return StepReport(
         metrics=DataMetrics(
-            rows=total,
+            rows=len(source.rows),
             invalid_rows=dict(counts.invalid + counts.too_long),
             evaluation_prompt_rows=counts.excluded,
             examples=output.rows[EXAMPLES],
@@ -151,17 +147,21 @@ class _Output:
 
 def _converted(source: _Source, payload: AnyDataPayload) -> Iterator[tuple[list[dict[str, Any]], Counter[str]]]:
     """Examples and invalid rows by reason, a chunk at a time. Rows of the format `scored` belong together."""
-    size = len(source.rows) if source.format == "scored" else _CHUNK
-    for start in range(0, len(source.rows), size):
-        examples, invalid = preferences.convert(
-            source.rows[start : start + size],
-            format=source.format,
-            objective=payload.objective,
-            shape=payload.shape,
-            scoring=source.scoring,
-        )
-        for first in range(0, max(1, len(examples)), _CHUNK):
-            yield examples[first : first + _CHUNK], invalid if first == 0 else Counter()
+    for part in [source.rows] if source.format == "scored" else source.rows.chunks():
+        try:
+            examples, invalid = preferences.convert(
+                part,
+                format=source.format,
+                objective=payload.objective,
+                shape=payload.shape,
+                scoring=source.scoring,
+            )
+        except DataError as error:
+            columns = source.rows.columns()
+            hint = "" if nearest_format(columns) == source.format else format_hint(source.format, columns)
+            raise DataError(f"{source.name}: {error}{hint}") from None
+        for first in range(0, max(1, len(examples)), CHUNK):
+            yield examples[first : first + CHUNK], invalid if first == 0 else Counter()
 
 
 def _needed_length(lengths: list[int]) -> dict[str, int]:
@@ -169,15 +169,13 @@ def _needed_length(lengths: list[int]) -> dict[str, int]:
     return {f"p{p}": int(np.percentile(lengths, p, method="higher")) for p in (99, 100) if lengths}
 
 
-def _problems(
-    source: _Source, counts: _Counts, total: int, columns: list[str], needed: dict[str, int], output: _Output
-) -> list[str]:
+def _problems(source: _Source, counts: _Counts, needed: dict[str, int], output: _Output) -> list[str]:
     """Everything that keeps the source from being used."""
-    problems = []
+    problems, total = [], len(source.rows)
     unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in counts.invalid)
     lengths = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
     for invalid, rows_of, hint in (
-        (counts.invalid, total, format_hint(source.format, columns) if unfitting else ""),
+        (counts.invalid, total, format_hint(source.format, source.rows.columns()) if unfitting else ""),
         (counts.too_long, counts.examples, lengths),
     ):
         try:
@@ -202,7 +200,7 @@ def _is_held_out(prompt: Any, fraction: float) -> bool:
 class _Source:
     """Rows with their format, the fraction of invalid ones that is allowed, and the source's name in errors."""
 
-    rows: list[dict[str, Any]]
+    rows: Rows
     format: RowFormat
     name: str
     max_invalid_fraction: float = 0.0
@@ -214,10 +212,10 @@ def _source(job: Job[AnyDataPayload]) -> _Source:
     match payload:
         case SampledPayload():
             pairs = pq.read_table(job.parents["preferences"] / PAIRS).to_pylist()
-            return _Source(pairs, "pku-saferlhf", "the synthetic world's preferences")
+            return _Source(Rows.of(pairs), "pku-saferlhf", "the synthetic world's preferences")
         case DemonstrationsPayload():
             demonstrations = world.demonstrations(payload.settings.rows, payload.settings.seed)
-            return _Source(demonstrations, "demonstrations", "the synthetic world's demonstrations")
+            return _Source(Rows.of(demonstrations), "demonstrations", "the synthetic world's demonstrations")
         case FilesPayload():
             files = payload.files
             name = files.path if isinstance(files.path, str) else ", ".join(files.path)

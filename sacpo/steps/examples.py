@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -43,7 +45,7 @@ def load_examples(job: Job[AnyTrainPayload], batch: Batch) -> Examples:
         StepError: there are fewer examples than one batch, or the reference log-probabilities belong to other data.
     """
     payload, settings = job.payload, job.payload.settings
-    rows = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
+    rows = pq.read_table(job.parents["data"] / EXAMPLES)
     if "reference" in job.parents:
         rows = _with_reference(job, rows)
     used = len(rows) - len(rows) % settings.batch_size
@@ -53,19 +55,18 @@ def load_examples(job: Job[AnyTrainPayload], batch: Batch) -> Examples:
             "give more examples or a smaller batch"
         )
     random = np.random.default_rng([payload.seed, 3])
-    rows = [rows[i] for i in sorted(random.permutation(len(rows))[:used])]
+    rows = rows.take(np.sort(random.permutation(len(rows))[:used]))
     if isinstance(payload, RewardPayload):
         rows = whole_pairs(rows)
     order = np.concatenate([random.permutation(used) for _ in range(settings.epochs)])
     if not METHODS[payload.method].keeps_order:
-        lengths = [sum(len(value) for value in row.values() if isinstance(value, list)) for row in rows]
-        order = longest_first(order, lengths, settings.batch_size)
+        order = longest_first(order, _lengths(rows), settings.batch_size)
         if job.resources.packing:
             order = spread(order, batch.total, batch.passes)
-    return Examples(Dataset.from_list(rows), order.tolist())
+    return Examples(Dataset(rows), order.tolist())
 
 
-def longest_first(order: np.ndarray, lengths: list[int], batch_size: int) -> np.ndarray:
+def longest_first(order: np.ndarray, lengths: Sequence[int] | np.ndarray, batch_size: int) -> np.ndarray:
     """The same examples in every batch, the longest first within a batch.
 
     Args:
@@ -91,19 +92,24 @@ def spread(order: np.ndarray, batch_size: int, passes: int) -> np.ndarray:
     return dealt.transpose(0, 2, 1).reshape(-1)
 
 
-def _with_reference(job: Job[AnyTrainPayload], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _lengths(rows: pa.Table) -> np.ndarray:
+    """Token ids of each example, in all its columns."""
+    lists = [column for column in rows.columns if pa.types.is_list(column.type)]
+    return np.asarray(sum(pc.list_value_length(column).to_numpy() for column in lists))
+
+
+def _with_reference(job: Job[AnyTrainPayload], rows: pa.Table) -> pa.Table:
     """The examples with the reference log-probabilities; a live reference takes only KTO's partners from that step."""
-    reference = pq.read_table(job.parents["reference"] / REFERENCE).to_pylist()
-    if [row["example"] for row in reference] != list(range(len(rows))):
+    reference = pq.read_table(job.parents["reference"] / REFERENCE)
+    if not np.array_equal(reference["example"].to_numpy(), np.arange(len(rows))):
         raise StepError(
             f"the reference step has log-probabilities of {len(reference)} examples, the data step {len(rows)} examples"
         )
-    if "partner" in reference[0]:
-        rows = [
-            row | {"KL_completion_ids": rows[r["partner"]]["completion_ids"]}
-            for row, r in zip(rows, reference, strict=True)
-        ]
+    if "partner" in reference.column_names:
+        rows = rows.append_column("KL_completion_ids", rows["completion_ids"].take(reference["partner"]))
     if job.resources.reference == "live":
         return rows
-    names = [name for name in reference[0] if name.startswith("ref_")]
-    return [row | {name: r[name] for name in names} for row, r in zip(rows, reference, strict=True)]
+    for name in reference.column_names:
+        if name.startswith("ref_"):
+            rows = rows.append_column(name, reference[name])
+    return rows

@@ -38,23 +38,19 @@ def run(job: Job[ReferencePayload]) -> StepReport:
     sums over the completion's tokens, in nats.
     """
     report = StepReport(devices=1)
-    examples = pq.read_table(job.parents["data"] / EXAMPLES).to_pylist()
+    examples = pq.read_table(job.parents["data"] / EXAMPLES)
     index, count = job.shard
     numbers = range(len(examples) * index // count, len(examples) * (index + 1) // count)
     columns: dict[str, Any] = {"example": list(numbers)}
+    own = examples.slice(numbers.start, len(numbers))
     if job.payload.shape == "pairs":
-        completions = {"ref_chosen_logps": [examples[i]["chosen_ids"] for i in numbers]}
-        completions["ref_rejected_logps"] = [examples[i]["rejected_ids"] for i in numbers]
+        completions = {f"ref_{name}_logps": own[f"{name}_ids"].to_pylist() for name in ("chosen", "rejected")}
     else:
-        partners = kl_partners([row["prompt_ids"] for row in examples])
-        columns["partner"] = [partners[i] for i in numbers]
-        completions = {"ref_logps": [examples[i]["completion_ids"] for i in numbers]}
-        completions["ref_KL_logps"] = [examples[partners[i]]["completion_ids"] for i in numbers]
-    sequences = [
-        (examples[i]["prompt_ids"], completion)
-        for column in completions.values()
-        for i, completion in zip(numbers, column, strict=True)
-    ]
+        columns["partner"] = kl_partners(examples["prompt_ids"].to_pylist())[numbers.start : numbers.stop]
+        partners = examples["completion_ids"].take(pa.array(columns["partner"], pa.int64()))
+        completions = {"ref_logps": own["completion_ids"].to_pylist(), "ref_KL_logps": partners.to_pylist()}
+    prompts = own["prompt_ids"].to_pylist()
+    sequences = [pair for column in completions.values() for pair in zip(prompts, column, strict=True)]
     model, tokenizer = load_policy(job.parents, loading=job.payload.loading)
     report.first_update_at = time.time()
     logps, tokens, slots = log_probabilities(

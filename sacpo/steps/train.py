@@ -213,7 +213,7 @@ def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
     from sacpo.statistics.calibration import SMALLEST_SAMPLE, calibrate  # imports scipy
     from sacpo.statistics.win_rate import estimates
 
-    pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT).to_pylist())
+    pairs = whole_pairs(pq.read_table(job.parents["data"] / HELD_OUT)).to_pylist()
     if not pairs:
         raise StepError("no pair is held out for the judge; raise its held_out_fraction, or give it more pairs")
     trainer.model.eval()

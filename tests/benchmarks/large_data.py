@@ -141,6 +141,7 @@ def main() -> None:
     """Run both sides one after the other and print rows per second and peak memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--only", choices=SIDES, help="run one of the sides")
     arguments = parse(parser, rows=200)
     context = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {"rows": arguments.rows}
@@ -148,7 +149,7 @@ def main() -> None:
         folder = Path(temporary)
         write_rows(folder / "rows.jsonl", arguments.rows)
         make_tokenizer(folder / "tokenizer", folder / "rows.jsonl")
-        for name in SIDES:
+        for name in [arguments.only] if arguments.only else SIDES:
             queue = context.Queue()
             process = context.Process(target=measured, args=(name, folder, queue))
             process.start()
