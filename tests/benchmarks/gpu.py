@@ -1,194 +1,205 @@
-"""One accelerator: full-parameter DPO of a large policy with a precomputed reference, and the speed of its answers.
+"""What a card does, part after part: a real sweep, losses, answers, full-parameter DPO, packing, LoRA, answering.
 
-The policy is a Llama of the given shape with random weights; the pairs are random and up to 512 tokens long. Training
-is in bfloat16 under ZeRO-3 with one process. The reference step and the stage are the sweep's own. Beside them runs
-TRL's trainer with a live reference, in the same precision and sharding, at the largest of the batches that fits. Each
-runs in a process of its own. `--shape tiny` runs on the CPU; its figures say nothing about an accelerator.
+Each part prints its figures as it ends, and a part that fails or takes too long is named in `failed`; the others go on.
+A part that begins after the time is over is named in `skipped`. The large policy has random weights, its pairs are
+random and up to 512 tokens long, and it trains in bfloat16 under ZeRO-3 with one process at the largest batch that
+fits. Beside it trains TRL's trainer with a live reference. `--shape tiny` runs on the CPU as well; its figures say
+nothing about a card.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import socket
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from tests.benchmarks import _gpu
+from tests.benchmarks._options import is_smoke, parse
 
-from tests.benchmarks._options import parse
-from tests.benchmarks.precomputed_reference import apart, in_new_process
-
-# hidden size, intermediate size, layers, heads, key-value heads, vocabulary
-SHAPES = {
-    "7b": (4096, 11008, 32, 32, 32, 32000),
-    "135m": (576, 1536, 30, 9, 3, 49152),
-    "tiny": (64, 128, 2, 4, 4, 2048),
-}
-BATCHES = (16, 8, 4, 2, 1)
+Figures = dict[str, Any]
+_THROUGHPUT = ("tokens_per_second", "examples_per_second", "padding_fraction", "mfu", "peak_memory_bytes")
 
 
-def make(root: Path, shape: str, pairs: int, length: int) -> None:
-    """Write a random policy and random pairs whose lengths are between 1/4 and 1/1 of `length`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+class Parts:
+    """The parts that have run, their figures, and the time that remains."""
 
-    from sacpo.execution.artifacts import EXAMPLES
-    from sacpo.steps.model import world_tokenizer
+    def __init__(self, minutes: float) -> None:
+        self.figures: Figures = {}
+        self.failed: list[str] = []
+        self.skipped: list[str] = []
+        self._end = time.monotonic() + 60 * minutes
 
-    hidden, intermediate, layers, heads, key_value, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=key_value, max_position_embeddings=2 * length,
-    )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(root / "policy")
-    torch.set_default_dtype(torch.float32)
-    world_tokenizer().save_pretrained(root / "policy")
-    rng = np.random.default_rng(0)
-
-    def draw(least: int, most: int) -> list[int]:
-        return rng.integers(64, vocabulary, int(rng.integers(least, most + 1))).tolist()
-
-    rows = [
-        {
-            "prompt_ids": draw(length // 8, length // 4),
-            "chosen_ids": draw(length // 8, 3 * length // 4),
-            "rejected_ids": draw(length // 8, 3 * length // 4),
-        }
-        for _ in range(pairs)
-    ]
-    (root / "data").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), root / "data" / EXAMPLES)
-
-
-def precompute(root: Path, batch: int, length: int) -> float:
-    """Run the reference step in this process; returns its seconds."""
-    from sacpo.planning.payloads import ReferencePayload
-    from sacpo.steps import reference
-    from tests.jobs import job
-
-    parents = {name: root / name for name in ("policy", "data")}
-    payload = ReferencePayload(shape="pairs", max_length=length)
-    started = time.monotonic()
-    reference.run(job(root / "reference", "reference", payload, parents, per_device_batch=batch))
-    return time.monotonic() - started
-
-
-def train(root: Path, mode: str, batch: int, per_device: int, length: int) -> dict[str, Any]:
-    """Train one stage in this process, with a `precomputed` or a `live` reference.
-
-    Returns:
-        The throughput, or `out_of_memory`.
-    """
-    import torch
-
-    from sacpo.cluster.worker import deepspeed_config
-    from sacpo.execution.report import StepReport
-    from sacpo.planning.payloads import DPOPayload
-    from sacpo.planning.records import TrainMetrics
-    from sacpo.spaces.training import DPOTraining
-    from sacpo.steps.train import run
-    from sacpo.steps.worker_context import WorkerContext
-    from tests.jobs import job
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= group
-    settings = DPOTraining(learning_rate=1e-6, batch_size=batch, lr_scheduler="constant", warmup_ratio=0.0,
-                           gradient_checkpointing=True)  # fmt: skip
-    payload = DPOPayload(method="dpo", objective="o", settings=settings, kl_parameter=0.1, seed=0, dtype="bfloat16",
-                         max_length=length)  # fmt: skip
-    parents = {name: root / name for name in ("policy", "data", "reference")}
-    stage = job(root / mode, "train", payload, parents, cpus_per_worker=min(4, os.cpu_count() or 1),
-                gpus_per_worker=int(torch.cuda.is_available()), per_device_batch=per_device,
-                checkpoint_steps=10**6, reference=mode)  # fmt: skip
-    try:
-        with tempfile.TemporaryDirectory() as workdir:
-            context = WorkerContext(
-                world_size=1,
-                rank=0,
-                deepspeed=deepspeed_config(stage),
-                resume_from=None,
-                on_checkpoint=lambda folder, update: None,
-                workdir=Path(workdir),
+    def run(self, name: str, part: Callable[[], Figures]) -> None:
+        """Run one part, print its figures, and keep them."""
+        if self.remaining() <= 0:
+            self.skipped.append(name)
+            return
+        started = time.monotonic()
+        try:
+            figures = part()
+        except Exception as error:  # the other parts are worth their time all the same
+            self.failed.append(name)
+            print(
+                f"{name} FAILED after {time.monotonic() - started:.0f} s: {type(error).__name__}: {error}", flush=True
             )
-            metrics = run(stage, context, StepReport()).metrics
-    except torch.OutOfMemoryError:
-        return {"out_of_memory": True}
-    assert isinstance(metrics, TrainMetrics)
-    assert metrics.throughput is not None
-    return metrics.throughput.model_dump(exclude_none=True)
+            return
+        rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in figures.items()}
+        self.figures |= rounded
+        print(f"{name}, {time.monotonic() - started:.0f} s: {json.dumps(rounded)}", flush=True)
+
+    def remaining(self) -> float:
+        """Seconds that remain."""
+        return self._end - time.monotonic()
+
+    def alone(self, function: Callable[..., Any], *arguments: Any, cards: bool = True, **named: Any) -> Any:
+        """Call a function in a process of its own, which sees the cards or does not.
+
+        Raises:
+            TimeoutError: the time is over; the process is killed.
+            RuntimeError: the function failed, or its process died.
+        """
+        context: Any = multiprocessing.get_context("spawn")
+        if is_smoke():  # without a card, imported libraries may be inherited
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["sacpo.steps.train", "deepspeed", "transformers.models.llama"])
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(theirs, cards, function, arguments, named))
+        process.start()
+        theirs.close()
+        try:
+            if not ours.poll(max(1.0, self.remaining())):
+                raise TimeoutError("the time is over")
+            ok, value = ours.recv()
+        except EOFError:
+            raise RuntimeError(f"its process died with status {process.exitcode}") from None
+        finally:
+            process.kill()
+            process.join()
+        if not ok:
+            raise RuntimeError(value)
+        return value
 
 
-def answer(root: Path, batch: int, prompts: int, new_tokens: int) -> float:
-    """Tokens per second of greedy answers, batched as in a sweep."""
+def _answer(pipe: Connection, cards: bool, function: Callable[..., Any], arguments: Any, named: Any) -> None:
+    """Send (True, result) or (False, what failed). Runs in the new process, before torch is imported."""
+    if not cards:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        pipe.send((True, function(*arguments, **named)))
+    except Exception as error:
+        pipe.send((False, f"{type(error).__name__}: {error}"))
+
+
+def card() -> tuple[str, str]:
+    """Names of the card and of torch, as a process of its own sees them."""
     import torch
 
-    from sacpo.steps.policies import load_policy
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none (CPU)", torch.__version__
 
-    model, _ = load_policy({"policy": root / "policy"})
-    vocabulary = model.config.vocab_size
-    rng, made = np.random.default_rng(1), 0
-    ids = torch.tensor(rng.integers(64, vocabulary, (prompts, 64)), device=model.device)
-    started = time.monotonic()
-    for start in range(0, prompts, batch):
-        output = model.generate(
-            input_ids=ids[start : start + batch], max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+
+def losses(parts: Parts, root: Path) -> Figures:
+    """Largest relative difference between a stage's losses on the card and on the CPU.
+
+    Expected: below 1e-4 in float32 and 2e-2 in bfloat16.
+    """
+    figures: Figures = {}
+    for dtype in ("float32", "bfloat16"):
+        folder = root / dtype
+        folder.mkdir()
+        parts.alone(_gpu.make, folder, "tiny", 8, 32, dtype, cards=False)
+        there, here = (
+            parts.alone(_gpu.train, folder, f"cards-{cards}", 4, 32, dtype, cards=cards)[1] for cards in (True, False)
         )
-        made += output[:, 64:].numel()
-    return made / (time.monotonic() - started)
+        figures[f"loss_difference_{dtype}"] = max(abs(a / b - 1) for a, b in zip(there, here, strict=True))
+    return figures
 
 
-def train_largest(root: Path, mode: str, batch: int, length: int) -> tuple[int, dict[str, Any]] | None:
-    """(per-device batch, throughput) of the largest per-device batch that fits; None if none fits."""
-    for per_device in [n for n in BATCHES if n <= batch]:
-        metrics: dict[str, Any] = in_new_process(train, root, mode, batch, per_device, length)
-        if "out_of_memory" not in metrics:
-            return per_device, metrics
-        print(f"{mode}: {per_device} pairs per forward pass do not fit", flush=True)
-    return None
+def greedy(parts: Parts, root: Path) -> Figures:
+    """Share of greedy answers of the tiny policy that are the same on the card, by either engine, and on the CPU."""
+    parts.alone(_gpu.make, root, "tiny", 2, 32, "float32", cards=False)
+    expected, _ = parts.alone(_gpu.answers, root, "batched", 8, 16, 4, cards=False)
+    figures: Figures = {}
+    for engine in ("batched", "continuous"):
+        made, _ = parts.alone(_gpu.answers, root, engine, 8, 16, 4)
+        figures[f"greedy_equal_{engine}"] = sum(a == b for a, b in zip(made, expected, strict=True)) / len(expected)
+    return figures
+
+
+def largest(parts: Parts, root: Path, name: str, options: argparse.Namespace, **settings: Any) -> Figures:
+    """Throughput of a stage at the largest per-device batch that fits; the names of the figures start with `name`."""
+    for per_device in [n for n in _gpu.BATCHES if n <= options.batch]:
+        settings["per_device_batch"] = per_device
+        trained = parts.alone(_gpu.train, root, name, options.batch, options.length, "bfloat16", **settings)
+        if trained is not None:
+            throughput = {f"{name}_{key}": trained[0][key] for key in _THROUGHPUT if key in trained[0]}
+            if "mfu" in trained[0]:
+                throughput[f"{name}_mfu_with_padding"] = trained[0]["mfu"] / (1 - trained[0]["padding_fraction"])
+            return throughput | {f"{name}_per_device_batch": per_device}
+        print(f"{name}: {per_device} pairs per forward pass do not fit", flush=True)
+    return {f"{name}_fits": False}
+
+
+def answering(parts: Parts, root: Path, options: argparse.Namespace) -> Figures:
+    """Tokens per second of the large policy's greedy answers, by engine."""
+    figures: Figures = {}
+    for engine in ("continuous", "batched"):
+        made, seconds = parts.alone(_gpu.answers, root, engine, options.prompts, options.new_tokens, 64)
+        figures[f"{engine}_answer_tokens_per_second"] = sum(map(len, made)) / seconds
+    return figures
 
 
 def main() -> None:
-    """Train in both modes, answer, and print the throughputs."""
+    """Run all parts and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="7b")
-    parser.add_argument("--pairs", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=16, help="pairs in a forward pass, and in an update")
-    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--minutes", type=float, default=30.0, help="time for all parts together")
+    parser.add_argument("--shape", choices=_gpu.SHAPES, default="7b", help="shape of the large policy")
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16, help="pairs in an update")
+    parser.add_argument("--length", type=int, default=512, help="tokens of the longest text")
     parser.add_argument("--prompts", type=int, default=64, help="prompts that are answered")
-    parser.add_argument("--new-tokens", type=int, default=128, help="tokens of each answer")
-    options = parse(parser, shape="tiny", pairs=4, batch=2, length=32, prompts=2, new_tokens=4)
-    figures: dict[str, Any] = {"shape": options.shape}
+    parser.add_argument("--new-tokens", type=int, default=128, help="tokens of the longest answer")
+    toy = {"shape": "tiny", "pairs": 4, "batch": 2, "length": 32, "prompts": 2, "new_tokens": 4}
+    options = parse(parser, **toy)
+    parts = Parts(options.minutes)
+    name, torch_version = parts.alone(card)
+    head = {"card": name, "torch": torch_version, "commit": _commit(), "shape": options.shape}
+    print(json.dumps(head), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        root = Path(temporary)
-        apart(make, root, options.shape, options.pairs, options.length)
-        figures["reference_seconds"] = round(apart(precompute, root, options.batch, options.length), 1)
-        for mode in ("precomputed", "live"):
-            result = train_largest(root, mode, options.batch, options.length)
-            if result is None and mode == "precomputed":
-                raise SystemExit("the stage with a precomputed reference does not fit: give a smaller --batch")
-            if result is None:
-                continue
-            per_device, metrics = result
-            names = ("tokens_per_second", "examples_per_second", "padding_fraction", "mfu", "peak_memory_bytes")
-            figures |= {f"{mode}_{name}": metrics[name] for name in names if name in metrics}
-            figures[f"{mode}_per_device_batch"] = per_device
-        speed = apart(answer, root, min(32, options.prompts), options.prompts, options.new_tokens)
-        figures["answer_tokens_per_second"] = speed
-    if "live_tokens_per_second" in figures:
-        figures["speed_ratio"] = figures["precomputed_tokens_per_second"] / figures["live_tokens_per_second"]
-    for name, value in figures.items():
-        print(f"{name:34} {value if isinstance(value, str) else round(value, 3)}")
-    print(json.dumps(figures))
+        folders = {part: Path(temporary) / part for part in ("sweep", "losses", "greedy", "large")}
+        for folder in folders.values():
+            folder.mkdir()
+        large = folders["large"]
+        on_card = int(not name.startswith("none"))
+        parts.run("sweep", lambda: parts.alone(_gpu.sweep_with_a_kill, folders["sweep"], on_card))
+        parts.run("losses", lambda: losses(parts, folders["losses"]))
+        parts.run("greedy answers", lambda: greedy(parts, folders["greedy"]))
+        make = (_gpu.make, large, options.shape, options.pairs, options.length, "bfloat16")
+        parts.run("large policy", lambda: parts.alone(*make))
+        parts.run("full", lambda: largest(parts, large, "full", options))
+        parts.run("live", lambda: largest(parts, large, "live", options, reference="live", packing=False))
+        parts.run("padded", lambda: largest(parts, large, "padded", options, packing=False))
+        parts.run("lora", lambda: largest(parts, large, "lora", options, lora=True))
+        parts.run("answering", lambda: answering(parts, large, options))
+    figures = parts.figures
+    if "full_tokens_per_second" in figures:
+        for other in {"live_tokens_per_second", "padded_tokens_per_second"} & figures.keys():
+            ratio = figures["full_tokens_per_second"] / figures[other]
+            figures[f"full_to_{other.removesuffix('_tokens_per_second')}"] = round(ratio, 3)
+    print(json.dumps(head | figures | {"failed": parts.failed, "skipped": parts.skipped}))
+
+
+def _commit() -> str:
+    """The commit of this working tree; empty outside git."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":
