@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: sweep test test-slow test-all lint schema environment
+.PHONY: sweep test test-slow test-all lint schema docs environment
 
 # The environment is built once, and again when one of these two files changes.
 environment: $(VENV)/.installed
@@ -39,6 +39,10 @@ test-all: environment $(VENV)/.smollm2
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json
 	$(BIN)/python -c "from tests.test_kinds import write_snapshot; write_snapshot()"
+
+# The documentation as a site in site/, with the API reference from the docstrings.
+docs: environment
+	$(BIN)/mkdocs build --strict
 
 lint: environment
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.spaces.constraints import add_constraint_options, parse_constraints
 from sacpo.store.results_location import ResultsLocation
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sacpo choose", description=__doc__)
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
     add_constraint_options(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     from sacpo.runs.choose_run import choose_policy
 
     try:

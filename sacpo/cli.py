@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import sys
 
 from sacpo import __version__
+from sacpo.command_line import command_to_complete, is_completing, parse
 
 COMMANDS = {
     "sweep": "run a space to its Pareto front, or continue; --status and --dry-run inform",
@@ -24,6 +26,8 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; only its module is imported. Exit status: the command's, or 2 if there is no such command."""
+    if is_completing():
+        return _complete()
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] in (["-h"], ["--help"]):
         print(_usage())
@@ -37,9 +41,25 @@ def main(argv: list[str] | None = None) -> int:
         problem = f"unknown command {arguments[0]!r}{hint}" if arguments else "a command is required"
         print(f"error: {problem}\n\n{_usage()}", file=sys.stderr)
         return 2
-    module = "store.__main__" if arguments[0] == "store" else arguments[0]
-    status: int = importlib.import_module(f"sacpo.{module}").main(arguments[1:])
+    return _run(arguments[0], arguments[1:])
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    module = "store.__main__" if command == "store" else command
+    status: int = importlib.import_module(f"sacpo.{module}").main(arguments)
     return status
+
+
+def _complete() -> int:
+    """Complete a command's name, or let the command complete its own arguments."""
+    command = command_to_complete(list(COMMANDS))
+    if command is not None:
+        return _run(command, [])
+    parser = argparse.ArgumentParser(prog="sacpo", usage=_usage())
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("command", choices=COMMANDS)
+    parse(parser, [])
+    return 2
 
 
 def _usage() -> str:
@@ -52,6 +72,7 @@ def _usage() -> str:
             *(f"  {name:8} {text}" for name, text in COMMANDS.items()),
             "",
             "`sacpo COMMAND --help` lists the options of a command.",
+            'Completion in bash or zsh: eval "$(register-python-argcomplete sacpo)"',
         ]
     )
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 
 
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("first", help="a results folder, a path or an s3:// URI")
     parser.add_argument("second", help="another one")
     parser.add_argument("--csv", type=Path, help="write the table to this file too")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     from sacpo.reporting.difference import difference_text
     from sacpo.results.kept_plan import read_kept_plan
     from sacpo.results.load import load_folder

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+from sacpo.command_line import parse
 from sacpo.runs.doctor_run import PROBLEM, findings
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 no problem, 1 a problem."""
-    argparse.ArgumentParser(prog="sacpo doctor", description=__doc__).parse_args(argv)
+    parse(argparse.ArgumentParser(prog="sacpo doctor", description=__doc__), argv)
     has_problem = False
     for finding in findings():
         print(f"{finding.level:7}  {finding.text}", flush=True)

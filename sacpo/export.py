@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sacpo.command_line import parse, trial_labels
 from sacpo.errors import SacpoError
 from sacpo.spaces.constraints import add_constraint_options, parse_constraints
 from sacpo.store.results_location import ResultsLocation
@@ -18,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 exported, 2 not possible."""
     parser = argparse.ArgumentParser(prog="sacpo export", description=__doc__)
     parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
-    parser.add_argument("trial", nargs="?", help="a trial's id or label, as in trials.csv")
+    trial = parser.add_argument("trial", nargs="?", help="a trial's id or label, as in trials.csv")
+    trial.completer = trial_labels  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("out", type=Path, nargs="?", help="a folder that is new or empty")
     parser.add_argument(
         "--answers", choices=("alpaca_eval", "arena_hard", "inspect"), help="write all policies' answers in this format"
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="write a policy that was trained with LoRA as an adapter for peft, not merged into its base's weights",
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     if arguments.answers:
         if arguments.trial or not arguments.folder:
             parser.error(

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.results.kept_plan import find_kept
 from sacpo.spaces.loading import load_space, parse_space
@@ -14,7 +15,7 @@ from sacpo.store.results_location import ResultsLocation
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all trials are done, 1 some failed or the run was stopped, 2 bad input."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
     try:
         location = ResultsLocation(arguments.results)
         kept = find_kept(location)

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.spaces.evaluation import AnnotationsJudge, JudgeSettings
 from sacpo.spaces.loading import load_judge
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--criterion", action="append", help="judge this criterion only; can be given several times")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the judge")
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judge on canned pairs first")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     _check_combination(parser, arguments)
     try:
         location = ResultsLocation(arguments.results)

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.store.results_location import ResultsLocation
 
@@ -20,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
         "--serve", action="store_true", help="show the sweep in a browser while it runs; writes nothing"
     )
     parser.add_argument("--port", type=int, default=8765, help="with --serve: port on 127.0.0.1 (default: %(default)s)")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     if arguments.serve:
         return _serve(arguments.results, arguments.port)
     from sacpo.runs.report_run import rebuild_report

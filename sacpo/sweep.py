@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.planning.planner import make_plan
 from sacpo.results.kept_plan import find_kept, refusal, with_added_judges
@@ -21,7 +22,7 @@ QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all trials are done, 1 some failed or the run was stopped, 2 bad input."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
     try:
         if arguments.status is not None:
             from sacpo.reporting.status import status_text

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from sacpo.command_line import parse
 from sacpo.errors import SacpoError
 from sacpo.store import maintenance
 from sacpo.store.step_store import Store
@@ -16,7 +17,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 `verify` found damage, 2 not possible."""
-    arguments = _parser().parse_args(argv)
+    arguments = parse(_parser(), argv)
     try:
         store = Store(arguments.store)
         match arguments.action:
