@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sacpo.command_line import parse
+from sacpo.data.formats import source_hint
 from sacpo.errors import SacpoError
 from sacpo.results.kept_plan import find_kept
 from sacpo.spaces.loading import load_space, parse_space
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.space is None:
             space = parse_space(kept.plan.space.model_dump(mode="json"), arguments.set)
         else:
-            space = load_space(arguments.space, arguments.set)
+            space = load_space(arguments.space, arguments.set, source_hint=source_hint)
         from sacpo.runs.extend_run import extend
 
         extension = extend(kept, location, space, arguments.new_results)

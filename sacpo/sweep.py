@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sacpo.command_line import parse
+from sacpo.data.formats import source_hint
 from sacpo.errors import SacpoError
 from sacpo.planning.planner import make_plan
 from sacpo.results.kept_plan import find_kept, refusal, with_added_judges
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     only_shown: bool = arguments.dry_run
-    space = load_space(arguments.space, arguments.set, only_shown)
+    space = load_space(arguments.space, arguments.set, only_shown, source_hint)
     plan = make_plan(space, not arguments.skip_canaries, only_shown)
     location = ResultsLocation(arguments.results or DEFAULT_RESULTS / plan.space.name)
     kept = find_kept(location)

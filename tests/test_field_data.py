@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sacpo import sweep
 from sacpo.data.formats import EXAMPLES, format_hint, nearest_format, readable_columns, special_tokens
 from sacpo.data.preferences import convert
 from sacpo.data.prompts import prompts_of_rows
@@ -24,6 +26,8 @@ from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import hashed
 from sacpo.spaces.evaluation import PromptRows
 from sacpo.spaces.space import Files
+from tests.commands import call
+from tests.spaces import quickstart
 
 
 def write(path: Path, *values: int, column: str = "n") -> Path:
@@ -85,12 +89,54 @@ def test_data_dir_picks_a_folder_and_is_refused_where_it_has_no_effect(tmp_path:
         numbers(file, data_dir="safe")
 
 
+def test_data_files_picks_files_and_is_refused_where_it_has_no_effect(tmp_path: Path) -> None:
+    for n, name in enumerate(("en/a.jsonl", "en/b.jsonl", "de/a.jsonl")):
+        file = write(tmp_path / name, n)
+    assert numbers(tmp_path, data_files="en/*.jsonl") == [0, 1]
+    assert numbers(tmp_path, data_files=["de/a.jsonl", "en/b.jsonl"], split="train[:1]") == [2]
+    assert numbers(tmp_path, data_dir="en", data_files="b.jsonl") == [1]
+    with pytest.raises(DataError, match="matches no file"):
+        numbers(tmp_path, data_files="fr/*.jsonl")
+    with pytest.raises(DataError, match="`data_files` would have no effect"):
+        numbers(file, data_files="a.jsonl")
+
+
+def test_data_files_of_a_hub_data_set_go_to_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    calls = []
+
+    def load(*arguments: Any, **settings: Any) -> datasets.Dataset:
+        calls.append((arguments, settings))
+        return datasets.Dataset.from_list([{"n": 1}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert list(read_rows("a/b", revision="c", data_files=["x.jsonl"])) == [{"n": 1}]
+    settings = {"data_dir": None, "data_files": ["x.jsonl"], "revision": "c", "split": "train"}
+    assert calls == [(("a/b", None), settings)]
+
+
+def test_an_unknown_format_shows_the_files_columns_and_the_nearest_format(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "p", "completion": "c", "label": true}\n')
+    data = quickstart() | {"model": {"kind": "pretrained", "path": str(tmp_path)}}
+    for path, hint in (
+        ("r.jsonl", r"'pair'; .*The file has the columns prompt, completion, label; the nearest format is labelled"),
+        ("absent.jsonl", r"'pair'; [^.]*$"),
+    ):
+        data["data"]["preferences"]["helpfulness"] = {"kind": "files", "path": path, "format": "pair"}
+        (tmp_path / "space.yaml").write_text(json.dumps(data))
+        answer = call(sweep.main, str(tmp_path / "space.yaml"), "--dry-run")
+        assert answer.returncode == 2
+        (problem,) = (line for line in answer.stderr.splitlines() if "helpfulness.format" in line)
+        assert re.search(hint, problem)
+
+
 def test_every_setting_that_changes_rows_is_part_of_the_id() -> None:
     base = {"kind": "files", "path": "a/b", "revision": "c", "format": "pairs"}
     plain = hashed(Files.model_validate(base))
     changes: list[dict[str, Any]] = [
         {"name": "x"}, {"data_dir": "x"}, {"split": "train[:5]"}, {"columns": {"prompt": "q"}},
-        {"margin": 1.0}, {"threshold": 2.0}, {"where": {"label": "safe"}},
+        {"margin": 1.0}, {"threshold": 2.0}, {"where": {"label": "safe"}}, {"data_files": "x.jsonl"},
     ]  # fmt: skip
     for change in changes:
         assert hashed(Files.model_validate(base | change)) != plain

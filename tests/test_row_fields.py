@@ -45,6 +45,29 @@ def test_an_ambiguous_flag_is_an_invalid_row(value: Any) -> None:
     assert convert([row], format="labelled", objective=None, shape="labelled")[1] == {"wrong type label": 1}
 
 
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda value: json.dumps(value, indent=1)])
+def test_messages_are_read_from_a_text_of_json_or_of_python(write: Any) -> None:
+    """A list that pandas writes to a CSV file is the text that Python writes for it."""
+    asked = [turn(USER, "It's one"), turn(ASSISTANT, 'say "two"'), turn(USER, "three")]
+    row = {"prompt": write(asked), "chosen": write([turn(ASSISTANT, "a")]), "rejected": "b"}
+    assert only(row) == {"prompt": asked, "chosen": "a", "rejected": "b"}
+
+
+def test_a_text_of_messages_that_cannot_be_parsed_is_no_prompt() -> None:
+    row = {"prompt": "[{'role': 'user', 'content': 'a'}\n {'role': 'user'}]", "chosen": "a", "rejected": "b"}  # numpy's
+    reasons = convert([row], format="pairs", objective=None, shape="pairs")[1]
+    assert reasons == {"messages that cannot be parsed in prompt": 1}
+    assert only(row | {"prompt": "[{x}] is a set in a list?"})["prompt"] == "[{x}] is a set in a list?"
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\n", "\r\n"])
+def test_the_turns_of_a_transcript_may_have_other_line_ends(end: str) -> None:
+    text = end.join(["Human: one", "Assistant: two", "Human: three", "Assistant:"])
+    asked = only({"prompt": text, "chosen": "a", "rejected": "b"})["prompt"]
+    assert asked == [turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three")]
+    assert prompt_key(text) == prompt_key(asked) == prompt_key("one")
+
+
 @pytest.mark.parametrize("with_prompt", [True, False])
 @pytest.mark.parametrize("as_text", [True, False])
 def test_whole_conversations_as_chosen_and_rejected_share_their_prompt(with_prompt: bool, as_text: bool) -> None:
@@ -100,4 +123,7 @@ def test_half_of_a_surrogate_pair_is_one_invalid_row_of_data_and_refused_in_prom
     path = tmp_path / "prompts.json"
     path.write_text('[{"prompt": "one"}, {"prompt": "half \\ud83d"}]')
     with pytest.raises(DataError, match="row 2 has half of a surrogate pair"):
+        read_prompts(str(path), None)
+    path.write_text('[{"prompt": "one", "category": "\\ud83d"}]')
+    with pytest.raises(DataError, match="row 1 has half of a surrogate pair"):
         read_prompts(str(path), None)

@@ -34,13 +34,12 @@ def load_operator() -> None:
 def operator_folder() -> Path:
     """Folder where torch builds the operator; it is created.
 
-    Each Python environment gets a folder of its own: two that share one would rebuild the operator after each other. A
-    link to an environment is that environment; the build takes up to minutes.
+    Each Python environment gets a folder of its own: two that share one would rebuild the operator after each other.
     torch has no public function that names an extension's build folder.
     """
     from torch.utils.cpp_extension import _get_build_directory, get_default_build_root
 
-    environment = hashlib.sha256(os.path.realpath(sys.prefix).encode()).hexdigest()[:12]
+    environment = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{get_default_build_root()}/sacpo-{environment}")
     return Path(_get_build_directory(OPERATOR, False))
 

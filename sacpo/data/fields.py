@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -15,7 +16,11 @@ Messages = list[dict[str, str]]
 PromptText = str | Messages
 """One user turn as a text, or several turns as chat messages with `role` and `content`."""
 
-_TURN = re.compile(r"(?:^\s*|\n\n)(Human|Assistant):")
+_TURN = re.compile(r"(?:^\s*|\r?\n\r?\n)(Human|Assistant):")
+_TURN_LINE = re.compile(r"(?:^\s*|\r?\n)(Human|Assistant):")
+"""A turn of a transcript without empty lines."""
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content)['\"]\s*:")
+"""How messages begin that were stored as text: as JSON, or as Python writes them (a list in a CSV of pandas)."""
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -96,13 +101,13 @@ def is_encodable(value: str) -> bool:
 
 
 def messages(value: Any, name: str) -> Messages:
-    """Chat messages: a list of `role` and `content`, or such a list as JSON text.
+    """Chat messages: a list of `role` and `content`, or such a list as JSON text or as Python writes it.
 
     Raises:
         InvalidRow: it is none.
     """
-    if isinstance(value, str):
-        value = _as_list(value)
+    if isinstance(value, str) and _MESSAGES.match(value):
+        value = _as_list(value, name)
     if not isinstance(value, list):
         raise InvalidRow(f"wrong type {name}")
     parsed = []
@@ -114,25 +119,32 @@ def messages(value: Any, name: str) -> Messages:
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a field holds chat messages, as a list or as JSON text."""
-    return isinstance(value, list) or (isinstance(value, str) and _as_list(value) is not None)
+    """Whether a field holds chat messages, as a list or as text."""
+    return isinstance(value, list) or (isinstance(value, str) and _MESSAGES.match(value) is not None)
 
 
-def _as_list(value: str) -> list[Any] | None:
-    """The list of messages that a JSON text holds; None if it holds something else."""
-    if not value.lstrip().startswith("[{"):
-        return None
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        return None
-    is_chat = isinstance(parsed, list) and all(isinstance(m, dict) and "role" in m for m in parsed)
-    return parsed if is_chat else None
+def _as_list(value: str, name: str) -> Any:
+    """The value that a text holds as JSON or as Python writes it.
+
+    Raises:
+        InvalidRow: it holds none, such as the text of a numpy array, which has no commas.
+    """
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    raise InvalidRow(f"messages that cannot be parsed in {name}")
 
 
 def turns_of(value: str) -> Messages | None:
-    """All turns of a transcript (`Human: ...`, `Assistant: ...`), also empty ones; None if the text is none."""
+    """All turns of a transcript (`Human: ...`, `Assistant: ...`), also empty ones; None if the text is none.
+
+    Turns begin after an empty line, as in hh-rlhf; in a text that has no such turn, on a line of their own.
+    """
     head, *parts = _TURN.split(value)
+    if len(parts) == 2:
+        head, *parts = _TURN_LINE.split(value)
     if head.strip() or not parts:
         return None
     return [

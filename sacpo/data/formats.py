@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
+from sacpo.errors import SacpoError
 from sacpo.spaces.space import RowFormat
 
 _PKU = ("prompt", "response_0", "response_1")
@@ -56,6 +59,32 @@ def format_hint(format: RowFormat, columns: Iterable[str]) -> str:
     if nearest != format:
         hint += f"; the nearest format is {nearest}, with rows such as {EXAMPLES[nearest]}"
     return hint + "; `columns: {prompt: question}` renames a column"
+
+
+def source_hint(source: Mapping[str, Any], folder: Path) -> str:
+    """The end of an error about a source's `format`: the columns of its local file, and the nearest format.
+
+    Args:
+        source: The source's settings, unchecked.
+        folder: Folder of the space file.
+
+    Returns:
+        An empty text if there is no local file that can be read.
+    """
+    from sacpo.data.sources import read_rows  # only here: this is the one place where a plan needs rows
+
+    given: Any = source.get("path")
+    try:
+        paths = [str(folder / path) for path in (given if isinstance(given, list) else [given])]
+        part = {name: source[name] for name in ("split", "name", "data_dir", "data_files") if name in source}
+        columns = read_rows(paths if isinstance(given, list) else paths[0], **part)[:100].columns()
+    except (SacpoError, TypeError, AttributeError):
+        return ""
+    nearest = nearest_format(columns)
+    return (
+        f". The file has the columns {', '.join(columns)}; the nearest format is {nearest}, with rows such as "
+        f"{EXAMPLES[nearest]}"
+    )
 
 
 _WORD = re.compile(r"\w")

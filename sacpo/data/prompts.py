@@ -9,6 +9,7 @@ from typing import Any
 
 from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
 from sacpo.data.fields import prompt as prompt_of
+from sacpo.data.fields import text as text_of
 from sacpo.data.sources import read_rows, rename, select
 from sacpo.errors import DataError
 from sacpo.spaces.evaluation import PromptRows
@@ -51,7 +52,7 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
         text, category = row.get("prompt"), row.get("category", row.get("type", ""))
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{path}: row {number} has prompt {text!r}; each row needs a text in `prompt`")
-        if not is_encodable(text):
+        if not is_encodable(text + str(category)):
             raise DataError(
                 f"{path}: row {number} has half of a surrogate pair, which is no character; correct the text"
             )
@@ -83,7 +84,12 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
         DataError: the rows cannot be read, a prompt is malformed, or there are fewer than `limit`.
     """
     rows = read_rows(
-        source.path, split=source.split, revision=source.revision, name=source.name, data_dir=source.data_dir
+        source.path,
+        split=source.split,
+        revision=source.revision,
+        name=source.name,
+        data_dir=source.data_dir,
+        data_files=source.data_files,
     )
     rows = select(rows, source.where, str(source.path))
     rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
@@ -91,13 +97,14 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
     for number, row in enumerate(rows, start=1):
         try:
             text = prompt_of(_without_answer(row))
+            category = text_of(str(row.get("category", row.get("type")) or ""), "category")
         except InvalidRow as reason:
             raise DataError(
                 f"{source.path}: row {number}: {reason}; each row needs a prompt; the file has the columns "
                 f"{', '.join(rows.columns())}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
             ) from None
         if isinstance(text, str) and text not in prompts:
-            prompts[text] = Prompt.of(text, str(row.get("category", row.get("type")) or ""))
+            prompts[text] = Prompt.of(text, category)
     if len(prompts) < (source.limit or 1):
         raise DataError(
             f"{source.path}: limit {source.limit} is more than its {len(prompts)} distinct prompts of one turn; lower "

@@ -29,6 +29,7 @@ def read_rows(
     revision: str | None = None,
     name: str | None = None,
     data_dir: str | None = None,
+    data_files: str | list[str] | None = None,
 ) -> Rows:
     """All rows of a source.
 
@@ -39,6 +40,7 @@ def read_rows(
         revision: Commit of the hub repository; None for local data.
         name: Configuration of a hub data set or of a local folder that describes several.
         data_dir: Folder inside the hub data set or the local folder.
+        data_files: Files inside it, as paths or globs; they are the split `train`.
 
     Returns:
         The rows, each a dict by column; at least one. They are read when they are used.
@@ -52,16 +54,18 @@ def read_rows(
     if (local.exists() or is_glob) and revision is not None:
         raise DataError(f"{path}: is local, so revision {revision!r} would have no effect; leave `revision` out")
     is_folder = local.is_dir() and not is_list
-    if (is_glob or local.is_file()) and (name or data_dir):
-        raise DataError(f"{path}: is a file, so `name` and `data_dir` would have no effect; leave them out")
+    if (is_glob or local.is_file()) and (name or data_dir or data_files):
+        raise DataError(
+            f"{path}: is a file, so `name`, `data_dir` and `data_files` would have no effect; leave them out"
+        )
     if is_folder:
-        rows = _read_folder(local, split, name, data_dir)
+        rows = _read_folder(local, split, name, data_dir, data_files)
     elif is_glob or local.exists():
         rows = _sliced({"train": _rows_of(matching_files(path))}, split, str(path))
     elif local.is_absolute() or local.name.removesuffix(".gz").endswith(SUFFIXES) or revision is None:
         raise DataError(f"{path}: there is no such file; correct the path, or give a hub id with its `revision`")
     else:
-        rows = _load_dataset(str(path), split, revision, name, data_dir)
+        rows = _load_dataset(str(path), split, revision, name, data_dir, data_files)
     if not rows:
         raise DataError(f"{path}: has no rows; check that the file is complete and that `split` is not empty")
     return rows
@@ -108,21 +112,26 @@ def _bound(text: str | None, rows: int) -> int | None:
     return round(int(text[:-1]) * rows / 100) if text.endswith("%") else int(text)
 
 
-def _read_folder(folder: Path, split: str, name: str | None, data_dir: str | None) -> Rows:
+def _read_folder(
+    folder: Path, split: str, name: str | None, data_dir: str | None, data_files: str | list[str] | None
+) -> Rows:
     if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        if name or data_dir:
+        if name or data_dir or data_files:
             raise DataError(
-                f"{folder}: was written by `save_to_disk`, so `name` and `data_dir` would have no effect; "
-                "leave them out"
+                f"{folder}: was written by `save_to_disk`, so `name`, `data_dir` and `data_files` would have no "
+                "effect; leave them out"
             )
         return _saved_to_disk(folder, split)
     inner = folder / (data_dir or "")
     if not inner.is_dir():
         inside = sorted(path.name for path in folder.iterdir() if path.is_dir())
         raise DataError(f"{folder}: has no folder {data_dir!r}; it has {', '.join(inside) or 'none'}; set `data_dir`")
+    if data_files and not name:
+        patterns = [data_files] if isinstance(data_files, str) else data_files
+        return _sliced({"train": _rows_of(matching_files([str(inner / p) for p in patterns]))}, split, str(inner))
     card = folder / "README.md"
     if name or (data_dir is None and card.is_file() and "\nconfigs:" in card.read_text(errors="replace")):
-        return _load_dataset(str(folder), split, None, name, data_dir)
+        return _load_dataset(str(folder), split, None, name, data_dir, data_files)
     files = sorted(
         file
         for file in inner.rglob("*")
@@ -167,11 +176,20 @@ def _rows_of_dataset(dataset: Any) -> Rows:
     return Rows([TablePart(dataset.data.table)])  # what was just loaded has no indices beside its table
 
 
-def _load_dataset(path: str, split: str, revision: str | None, name: str | None, data_dir: str | None) -> Rows:
+def _load_dataset(
+    path: str,
+    split: str,
+    revision: str | None,
+    name: str | None,
+    data_dir: str | None,
+    data_files: str | list[str] | None,
+) -> Rows:
     import datasets
 
     try:
-        loaded = datasets.load_dataset(path, name, data_dir=data_dir, revision=revision, split=split)
+        loaded = datasets.load_dataset(
+            path, name, data_dir=data_dir, data_files=data_files, revision=revision, split=split
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         place = (
             f"is not a local file, and the hub has no split {split!r} of revision {revision!r}"
@@ -179,8 +197,8 @@ def _load_dataset(path: str, split: str, revision: str | None, name: str | None,
             else (f"split {split!r} of configuration {name!r} cannot be read")
         )
         raise DataError(
-            f"{path}: {place}: {error}; correct `path`, `revision`, `name`, `data_dir` or `split`, or download the "
-            "data and give the path of a file"
+            f"{path}: {place}: {error}; correct `path`, `revision`, `name`, `data_dir`, `data_files` or "
+            "`split`, or download the data and give the path of a file"
         ) from None
     return _rows_of_dataset(loaded)
 

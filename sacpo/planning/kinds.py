@@ -87,7 +87,7 @@ KINDS: dict[str, StepKind] = {
     "preferences": StepKind(
         "sacpo.steps.data:sample", payloads.PreferencesPayload, records.PreferencesMetrics, recipe=2
     ),
-    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=2),
+    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=3),
     "inspection": StepKind(
         "sacpo.steps.inspection:run",
         payloads.InspectionPayload,

@@ -6,6 +6,7 @@ Numbers follow YAML 1.2: `1e-5` is a float. A duplicate key is a problem.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Document:
         lines: `line 3` or `--set` by setting; empty if the data come from no file.
         problems: One line for each problem.
         only_shown: The plan is only shown, so that files which it does not need may be missing.
+        source_hint: The end of an error about a source's `format`, from the source's settings.
     """
 
     source: str
@@ -40,6 +42,7 @@ class Document:
     lines: dict[Setting, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     only_shown: bool = False
+    source_hint: Callable[[dict[str, Any]], str] = lambda _: ""
 
     def line(self, setting: Setting) -> str:
         """`line 3: ` of a setting, or of the closest setting around it; empty if neither has a line."""
@@ -55,6 +58,13 @@ class Document:
         """
         if self.problems:
             raise SpaceError(self.source, self.problems)
+
+    def value(self, setting: Setting) -> Any:
+        """The value of a setting that is there."""
+        value: Any = self.data
+        for key in setting:
+            value = value[key]
+        return value
 
     def override(self, text: str) -> None:
         """Apply a `--set` text `key.subkey=value`. Missing mappings are created; list items must exist."""

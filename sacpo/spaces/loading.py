@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -24,13 +24,19 @@ from sacpo.spaces.validation import conflicts
 _Settings = TypeVar("_Settings", bound=Strict)
 
 
-def load_space(path: Path, overrides: list[str] | None = None, only_shown: bool = False) -> Space:
+def load_space(
+    path: Path,
+    overrides: list[str] | None = None,
+    only_shown: bool = False,
+    source_hint: Callable[[dict[str, Any], Path], str] = lambda *_: "",
+) -> Space:
     """Read and check a space file.
 
     Args:
         path: The YAML file. Paths in it are relative to its folder.
         overrides: `key.subkey=value` texts (list items by index), applied before the checks.
         only_shown: The plan is only shown (`--dry-run`), so that files of prompts may be missing.
+        source_hint: The end of an error about a source's `format`, from the source's settings and the file's folder.
 
     Returns:
         The space, with absolute paths of local inputs.
@@ -40,6 +46,7 @@ def load_space(path: Path, overrides: list[str] | None = None, only_shown: bool 
     """
     document = read_document(path, overrides or [])
     document.only_shown = only_shown
+    document.source_hint = lambda source: source_hint(source, path.parent)
     space: Space = _validate(Space, document)
     document.problems += [document.line(setting) + text for setting, text in conflicts(space)]
     return _with_absolute_paths(space, path.parent, document)
@@ -121,7 +128,8 @@ def _problem(annotation: Any, document: Document, detail: Any) -> str:
     message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
     given = detail["input"]
     shown = "" if isinstance(given, dict | list) else f"got {given!r}; "
-    return f"{line}{dotted(setting)}: {shown}{message}"
+    hint = document.source_hint(document.value(setting[:-1])) if setting[-1:] == ("format",) else ""
+    return f"{line}{dotted(setting)}: {shown}{message}{hint}"
 
 
 def _locate(annotation: Any, data: Any, location: Setting) -> tuple[Setting, type[BaseModel] | None]:

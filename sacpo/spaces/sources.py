@@ -30,6 +30,11 @@ class RowSource(Strict):
     data_dir: str | None = Field(
         None, description="folder inside the data set or the local folder, such as harmless-base; null means all of it"
     )
+    data_files: str | list[str] | None = Field(
+        None,
+        description="files inside the data set or the local folder, such as en/*.jsonl, or a list of them; null means "
+        "those that the data set or the folder has for `split`",
+    )
     split: str = Field(
         "train", description="split, or a slice of it by rows or percent, such as train[:10%]; default train"
     )

@@ -220,7 +220,12 @@ def _source(job: Job[AnyDataPayload]) -> _Source:
             files = payload.files
             name = files.path if isinstance(files.path, str) else ", ".join(files.path)
             read = read_rows(
-                files.path, split=files.split, revision=files.revision, name=files.name, data_dir=files.data_dir
+                files.path,
+                split=files.split,
+                revision=files.revision,
+                name=files.name,
+                data_dir=files.data_dir,
+                data_files=files.data_files,
             )
             allowed = readable_columns(files.format, payload.objective)
             inner = "completions" if files.format == "scored" else None
