@@ -123,6 +123,11 @@ def test_answers_go_out_and_verdicts_come_back(copied: Path, tmp_path: Path) -> 
     assert "1 of 25 annotations are of no answers of this sweep" in answer.stdout, answer.stderr
     panel = load(copied).comparisons["panel"].query("panel == 'alpaca'").set_index("label")
     assert panel.loc["always-refuse", "helpfulness"] == pytest.approx(0.75)
+    path = annotation_file(tmp_path, *rows[:3])
+    answer = call(judge.main, str(copied), "--import", str(path), "--name", "part", "--criterion", "helpfulness")
+    assert answer.returncode == 1
+    assert "have all answers of sacpo export --answers alpaca_eval annotated, and import that file" in answer.stdout
+    assert "run the same command again" not in answer.stdout
     answer = call(judge.main, str(copied), "--import", str(annotation_file(tmp_path, ROW)))
     assert answer.returncode == 2
     assert "none of its 1 annotations compares an answer of this sweep" in answer.stderr

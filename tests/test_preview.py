@@ -179,6 +179,7 @@ def test_a_step_gives_the_log_probability_of_the_tokens_that_were_generated(tmp_
 def test_a_sweep_writes_the_table_and_draws_the_line(in_process_results: Path) -> None:
     results = load(in_process_results)
     table = results.comparisons["preview"]
+    assert set(table["verdicts"]) == {"outcomes"}
     assert table["lambda"].iloc[[0, -1]].tolist() == [0.0, 1.0]
     assert table["policies"].eq(3).all()  # stage 1, stage 2 and the merge with q = 0.5
     for name in ("helpfulness", "harmlessness", "expected_reward", "expected_safety"):

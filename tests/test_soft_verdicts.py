@@ -264,6 +264,8 @@ def test_soft_verdicts_reach_every_table(copied: Path) -> None:
     assert set(agreement["other_verdicts"] + agreement["verdicts"]) == {"probabilitiesoutcomes"}
     for name in ("differences", "length", "judges"):
         assert "verdicts" in results.comparisons[name]
+    for name in ("front", "hypervolume", "choice"):  # of the main judge
+        assert set(results.comparisons[name]["verdicts"]) == {"outcomes"}, name
     judges = results.comparisons["judges"].set_index("panel")["verdicts"]
     assert set(judges["soft"]) == {"probabilities"}
 

@@ -24,7 +24,7 @@ from sacpo.results.constraint_columns import worst_case_means
 from sacpo.results.front import candidates, objective_of, own_verdicts
 from sacpo.results.load import Results
 from sacpo.results.suggestion import Suggestion, suggest
-from sacpo.results.win_rates import prompt_matrix, scored
+from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
 from sacpo.spaces.constraints import Constraint
 from sacpo.statistics.certificate import lower_bounds, prompts_needed, share_upper_bound
 from sacpo.statistics.pareto import on_front
@@ -45,8 +45,8 @@ def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequ
         constraints: Constraints whose confidences the bounds have; 95 % for other criteria.
 
     Returns:
-        trial_id, criterion, choosing, n_choosing (win rate and prompts), certifying, n_certifying, confidence and
-        lower_bound (with missing verdicts as lost).
+        trial_id, criterion, choosing, n_choosing (win rate and prompts), certifying, n_certifying, confidence,
+        lower_bound (with missing verdicts as lost) and verdicts (outcomes or probabilities).
     """
     names = trials.loc[candidates(trials) & (trials["method"] != "sft"), "trial_id"]
     confidence = {c.criterion: c.confidence for c in constraints}
@@ -67,6 +67,7 @@ def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequ
                 "n_certifying": second.notna().sum().to_numpy(),
                 "confidence": level,
                 "lower_bound": bounds,
+                "verdicts": verdict_scale(group),
             }
         )
         rows.append(table)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sacpo.judges.verdicts import outcome_of
+from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
@@ -74,7 +75,7 @@ def compare(
         "length": _length(own, responses, sft),
         "seeds": _seeds(own, trials),
         "undecided": undecided_table(counting[is_against_sft]),
-        "panel": _panel(counting[is_against_sft], trials, plan.space.evaluation.min_coverage),
+        "panel": _panel(counting[is_against_sft], trials, plan),
         "agreement": _agreement(against_sft),
         "ranking": _ranking(plan, decided[decided["panel"] == _OWN]),
     }
@@ -145,7 +146,7 @@ def _seeds(own: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, min_coverage: float) -> pd.DataFrame:
+def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """One row for each judge of the panel and trial: win rates, and whether the trial is on the front, by that judge.
 
     The columns of a criterion are those of the trial table. A judge that decided too few verdicts of a trial has no win
@@ -155,8 +156,15 @@ def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, min_coverage: float) ->
     Args:
         verdicts: The verdicts against the SFT policy, undecided ones included.
         trials: The trial table.
-        min_coverage: The setting `evaluation.min_coverage`.
+        plan: The plan.
     """
+    smallest = plan.space.evaluation.min_coverage
+    imported = {
+        name
+        for trial in plan.trials
+        for name, _, step in trial.judge_steps()
+        if isinstance(payload := plan.steps[step].payload, JudgePayload) and payload.judge.is_imported
+    }
     names = sorted(set(verdicts["panel"]) - {_OWN})
     rows = []
     for name in [_OWN, *names] if names else []:
@@ -168,7 +176,8 @@ def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, min_coverage: float) ->
             rates = estimate_columns(scored(judged))
             for trial, part in judged.groupby("trial_id"):
                 columns = criterion_columns(str(criterion), part, rates.get(trial))
-                problem = coverage_problem(str(criterion), part, min_coverage, name if len(by_judge) else _OWN)
+                judge = name if len(by_judge) else _OWN
+                problem = coverage_problem(str(criterion), part, smallest, judge, judge in imported)
                 by_trial[trial] |= columns | (no_rate(str(criterion)) if problem else {})
                 problems[trial] += [problem] if problem else []
         rows += [

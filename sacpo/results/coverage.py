@@ -9,7 +9,9 @@ from sacpo.judges.verdicts import SCORES
 _REASON_LENGTH = 300  # characters of a reply that a reason shows
 
 
-def coverage_problem(criterion: str, verdicts: pd.DataFrame, smallest: float, judge: str = "") -> str:
+def coverage_problem(
+    criterion: str, verdicts: pd.DataFrame, smallest: float, judge: str = "", is_imported: bool = False
+) -> str:
     """The reason why a win rate is not reported; empty if enough verdicts were decided.
 
     Args:
@@ -17,6 +19,7 @@ def coverage_problem(criterion: str, verdicts: pd.DataFrame, smallest: float, ju
         verdicts: One judge's verdicts on one trial and criterion.
         smallest: The setting `evaluation.min_coverage`.
         judge: Name of the judge in the panel; empty for the criterion's own judge.
+        is_imported: The verdicts come from a file, so that no command can ask for the missing ones.
     """
     if verdicts.empty:
         return ""
@@ -26,8 +29,12 @@ def coverage_problem(criterion: str, verdicts: pd.DataFrame, smallest: float, ju
         return ""
     reasons = (undecided["outcome"] + ": " + undecided["raw"].fillna("").str.slice(0, _REASON_LENGTH)).value_counts()
     by = f" by {judge}" if judge else ""
+    way_out = (
+        "have all answers of sacpo export --answers alpaca_eval annotated, and import that file under the same --name"
+        if is_imported
+        else "run the same command again, which asks for the missing ones"
+    )
     return (
         f"judge {criterion}{by}: only {coverage:.1%} of the verdicts were decided, less than evaluation.min_coverage "
-        f"({smallest:.1%}); run the same command again, which asks for the missing ones; {reasons.iloc[0]} of "
-        f"{len(undecided)} missing verdicts are {reasons.index[0]}"
+        f"({smallest:.1%}); {way_out}; {reasons.iloc[0]} of {len(undecided)} missing verdicts are {reasons.index[0]}"
     )

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sacpo.results.warning_columns import UNMOVED
-from sacpo.results.win_rates import prompt_matrix, scored
+from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
 from sacpo.spaces.constraints import Constraint
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.front import (
@@ -52,6 +52,7 @@ class Resamples:
     def __init__(self, candidates: Iterable[str], baseline: str, verdicts: pd.DataFrame) -> None:
         self.candidates = list(candidates)
         decided = scored(verdicts)
+        self.scale = verdict_scale(decided[decided["criterion"].isin(CRITERIA)])
         means: dict[str, NDArray[np.float64]] = {}
         prompts: dict[str, list[str]] = {}
         for criterion, group in decided.groupby("criterion"):
@@ -92,4 +93,5 @@ class Resamples:
         value = float(hypervolumes(*(self.values[axis][None] for axis in CRITERIA))[0])
         low, high = hypervolume_interval(value, hypervolumes(x, y))
         volume = {"hypervolume": value, "low": low, "high": high, "trials": len(self.candidates)}
-        return {"front": front[front["high"] > 0], "hypervolume": pd.DataFrame([volume])}
+        tables = {"front": front[front["high"] > 0], "hypervolume": pd.DataFrame([volume])}
+        return {name: table.assign(verdicts=self.scale) for name, table in tables.items()}

@@ -13,7 +13,7 @@ import pandas as pd
 from sacpo.execution.artifacts import LIKELIHOODS, RESPONSES
 from sacpo.planning.preview import Family, families
 from sacpo.results.stored_outputs import StoredOutputs
-from sacpo.results.win_rates import scored
+from sacpo.results.win_rates import scored, verdict_scale
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.preview import REACH, ScoredAnswers, Trained, crossing, stones_between
 from sacpo.statistics.win_rate import wilson
@@ -63,7 +63,7 @@ def preview_table(outputs: StoredOutputs, own: pd.DataFrame) -> pd.DataFrame:
     scores = scored(own).groupby(_KEY, observed=True)["score"].mean()
     tables = [_path(family, outputs, scores) for family in families(outputs.plan.trials)]
     tables = [table for table in tables if len(table)]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return pd.concat(tables, ignore_index=True).assign(verdicts=verdict_scale(own)) if tables else pd.DataFrame()
 
 
 def _path(family: Family, outputs: StoredOutputs, scores: pd.Series[float]) -> pd.DataFrame:
