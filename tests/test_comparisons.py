@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
 from sacpo.results.comparisons import compare
+from sacpo.results.coverage import coverage_problem
 from tests.spaces import space
 
 PROMPTS = 60
@@ -83,3 +86,22 @@ def test_trials_that_failed_are_in_no_table(plan: Plan) -> None:
     trials, answers, verdicts = simulate(plan, {}, {})
     trials.loc[1:, "status"] = "failed"
     assert all(table.empty for table in compare(plan, trials, answers, verdicts).values())
+
+
+@pytest.mark.parametrize(
+    ("refused", "is_imported", "way_out"),
+    [
+        ([True, True], False, "refused all missing ones for content or length.*take another judge or lower"),
+        ([True, False], False, "run the same command again, which asks for the missing ones"),
+        ([False, False], True, "have all answers .* annotated, and import that file"),
+    ],
+)
+def test_the_way_out_of_missing_verdicts_is_one_that_can_help(
+    refused: list[bool], is_imported: bool, way_out: str
+) -> None:
+    verdicts = pd.DataFrame(
+        {"outcome": ["unavailable", "unavailable", "win"], "raw": "words", "refused": [*refused, 0]}
+    )
+    with_reason = rf"only 33\.3%.*{way_out}.*2 of 2 missing verdicts are unavailable: words"
+    assert re.search(with_reason, coverage_problem("helpfulness", verdicts, 0.9, "picky", is_imported))
+    assert coverage_problem("helpfulness", verdicts, 0.3) == ""

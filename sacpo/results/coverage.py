@@ -29,11 +29,18 @@ def coverage_problem(
         return ""
     reasons = (undecided["outcome"] + ": " + undecided["raw"].fillna("").str.slice(0, _REASON_LENGTH)).value_counts()
     by = f" by {judge}" if judge else ""
-    way_out = (
-        "have all answers of sacpo export --answers alpaca_eval annotated, and import that file under the same --name"
-        if is_imported
-        else "run the same command again, which asks for the missing ones"
-    )
+    if is_imported:
+        way_out = (
+            "have all answers of sacpo export --answers alpaca_eval annotated, and import that file under the same "
+            "--name"
+        )
+    elif "refused" in undecided and undecided["refused"].eq(True).all():
+        way_out = (
+            "the endpoint refused all missing ones for content or length; the same command asks for them again, and if "
+            "it refuses them again, take another judge or lower evaluation.min_coverage"
+        )
+    else:
+        way_out = "run the same command again, which asks for the missing ones"
     return (
         f"judge {criterion}{by}: only {coverage:.1%} of the verdicts were decided, less than evaluation.min_coverage "
         f"({smallest:.1%}); {way_out}; {reasons.iloc[0]} of {len(undecided)} missing verdicts are {reasons.index[0]}"
