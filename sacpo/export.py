@@ -32,15 +32,20 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="write a policy that was trained with LoRA as an adapter for peft, not merged into its base's weights",
     )
+    parser.add_argument(
+        "--push", metavar="REPO", help="upload the policy to this repository of the Hugging Face hub too (NAME/MODEL)"
+    )
     arguments = parse(parser, argv)
     if arguments.answers:
+        if arguments.push:
+            parser.error("--push uploads one policy: give RESULTS, TRIAL and OUT, and leave --answers out")
         if arguments.trial or not arguments.folder:
             parser.error(
                 "--answers exports all policies: give RESULTS, --answers FORMAT and --out FOLDER, and no trial"
             )
     elif not arguments.out or arguments.folder:
         parser.error("give RESULTS, TRIAL and OUT; or RESULTS, --answers FORMAT and --out FOLDER")
-    from sacpo.runs.export_run import export_answers, export_policy
+    from sacpo.runs.export_run import export_answers, export_policy, push
 
     try:
         if arguments.answers:
@@ -50,10 +55,12 @@ def main(argv: list[str] | None = None) -> int:
         constraints = parse_constraints(arguments.at_least, arguments.confidence)
         location = ResultsLocation(arguments.results)
         export_policy(location, arguments.trial, arguments.out, constraints, as_adapter=arguments.adapter)
+        print(arguments.out)
+        if arguments.push:
+            print(push(arguments.out, arguments.push))
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(arguments.out)
     return 0
 
 

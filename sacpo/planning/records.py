@@ -24,10 +24,17 @@ class Metrics(Stored):
 
 
 class ModelMetrics(Metrics):
-    """Sizes of the base model."""
+    """Sizes of the base model, and what its own model card says; None where it says nothing.
+
+    Attributes:
+        license: Identifier of its licence, such as `apache-2.0`.
+        base_model: Hub id of the model; for a folder, the hub id that its card names as its base.
+    """
 
     parameters: int
     vocabulary: int
+    license: str | None = None
+    base_model: str | None = None
 
 
 class PreferencesMetrics(Metrics):

@@ -9,6 +9,7 @@ from typing import Any
 from sacpo.planning.graph import base_of
 from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import MIXED_ROLES, Plan, Trial
+from sacpo.planning.records import ModelMetrics
 from sacpo.reporting.choice_text import RULE, certificate_lines
 from sacpo.reporting.formats import finite_or_none, number_text
 from sacpo.results.choice import Choice
@@ -22,6 +23,7 @@ def model_card(
     facts: SweepFacts,
     choice: Choice | None = None,
     as_adapter: bool = False,
+    origin: ModelMetrics | None = None,
 ) -> str:
     """Origin of a policy, its settings, and its win rates with their judges, as Markdown.
 
@@ -32,6 +34,7 @@ def model_card(
         facts: The facts of the sweep.
         choice: The choice whose certificate the card carries; None without a constraint.
         as_adapter: The folder has an adapter, not all weights.
+        origin: What the `model` step recorded, whose licence and base model the card carries.
     """
     sections = [
         _origin(plan, trial),
@@ -42,7 +45,11 @@ def model_card(
         _steps(plan, trial),
         _versions(facts),
     ]
-    front_matter = ["---", "library_name: transformers", "tags: [sacpo, trl, alignment]", "---", "", f"# {trial.label}"]
+    names = {} if origin is None else {"license": origin.license, "base_model": origin.base_model}
+    known = [f"{key}: {json.dumps(value)}" for key, value in names.items() if value is not None]  # JSON is YAML
+    library = "peft" if as_adapter else "transformers"
+    front_matter = ["---", f"library_name: {library}", "tags: [sacpo, trl, alignment]", *known]
+    front_matter += ["---", "", f"# {trial.label}"]
     return "\n\n".join(["\n".join(front_matter), *sections]) + "\n"
 
 

@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from sacpo.errors import SacpoError, StoreError
+from sacpo.errors import SacpoError, StoreError, first_line
 from sacpo.planning.graph import base_of, with_bases
 from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
+from sacpo.planning.records import ModelMetrics
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
-from sacpo.results.load import load_folder
+from sacpo.results.load import Results, load_folder
 from sacpo.runs.answer_formats import Answers, Format, write_answers
 from sacpo.runs.choose_run import certificate_of
 from sacpo.runs.report_run import missing_steps, open_store
@@ -80,8 +81,38 @@ def export_policy(
         if trial.q is not None and not as_adapter:
             _write_mergekit(trial, trial.q, out)
     row = results.trials.set_index("trial_id").loc[trial.trial_id].to_dict()
-    card = model_card(plan, trial, row, results.sweep, choice, as_adapter)
+    card = model_card(plan, trial, row, results.sweep, choice, as_adapter, _origin(results))
     (out / "README.md").write_text(card, encoding="utf-8")
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload an exported folder to the hub as a private model, by the hub's own client, and return its address.
+
+    The client takes its token from `HF_TOKEN` or `hf auth login`, and its address from `HF_ENDPOINT`. A repository that
+    is there already keeps its visibility.
+
+    Raises:
+        SacpoError: the hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Policy exported by sacpo")
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        raise SacpoError(
+            f"--push {repository}: {first_line(error)}; the policy is in {folder}, and "
+            f"`hf upload {repository} {folder}` uploads it later"
+        ) from error
+    return str(url)
+
+
+def _origin(results: Results) -> ModelMetrics | None:
+    """What the sweep's `model` step recorded; None where its record is not in the tables."""
+    metrics = results.steps.loc[results.steps["kind"] == "model", "metrics"]
+    return ModelMetrics.model_validate_json(metrics.iloc[0]) if len(metrics) and metrics.iloc[0] != "{}" else None
 
 
 def _write_weights(folders: dict[str, Path], q: float | None, out: Path, as_adapter: bool) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import cached_file
 
 from sacpo.data.batching import with_pad_token
 from sacpo.data.pretrained import check_weights
@@ -58,7 +61,25 @@ def run(job: Job[ModelPayload]) -> StepReport:
     model.save_pretrained(job.folder)
     tokenizer.save_pretrained(job.folder)
     parameters = sum(p.numel() for p in model.parameters())
-    return StepReport(metrics=ModelMetrics(parameters=parameters, vocabulary=len(tokenizer)))
+    card = {} if isinstance(settings, SyntheticModel) else card_of(settings)
+    return StepReport(metrics=ModelMetrics(parameters=parameters, vocabulary=len(tokenizer), **card))
+
+
+def card_of(settings: PretrainedModel) -> dict[str, str]:
+    """`license` and `base_model` of a model, from the card (README.md) in its folder or on the hub, where it says them.
+
+    The base model is the hub id itself; of a folder it is the model that its card names, if it names one.
+    """
+    names = {} if Path(settings.path).is_dir() else {"base_model": settings.path}
+    try:
+        path = cached_file(
+            settings.path, "README.md", revision=settings.revision, _raise_exceptions_for_missing_entries=False
+        )
+        data = {} if path is None else ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
+    except (OSError, ValueError) as error:
+        logging.getLogger(__name__).warning("the model card of %s is not read: %s", settings.path, first_line(error))
+        data = {}
+    return {key: value for key in ("license", "base_model") if isinstance(value := data.get(key), str)} | names
 
 
 def world_tokenizer() -> PreTrainedTokenizerFast:
