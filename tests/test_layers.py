@@ -76,11 +76,15 @@ OWNERS = {
     "tokenizers": ("steps/",),
     "peft": ("steps/adapters.py",),
     "argcomplete": ("command_line.py",),
+    "wandb": ("reporting/trackers/wandb_tracker.py",),
+    "mlflow": ("reporting/trackers/mlflow_tracker.py",),
+    "tensorboardX": ("reporting/trackers/tensorboard_tracker.py",),
 }
 DISTRIBUTIONS = {
     "yaml": "pyyaml",
     "sklearn": "scikit-learn",
     "inspect_ai": "inspect-ai",
+    "mlflow": "mlflow-skinny",
 }  # of libraries with another name than their distribution
 
 SHIPPED = ("sacpo", "tune_spaces", "docs", "clusters", "analysis", ".ci")

@@ -99,7 +99,8 @@ def refusal(kept: Plan, plan: Plan, location: ResultsLocation, store: str) -> st
 
 def plan_differences(kept: Plan, plan: Plan) -> Iterator[str]:
     """The reasons why two plans differ, one line each, the most telling ones first."""
-    before, after = (dict(_leaves(p.space.model_dump(mode="json", exclude={"resources"}), ())) for p in (kept, plan))
+    spaces = (p.space.model_dump(mode="json", exclude={"report", "resources"}) for p in (kept, plan))
+    before, after = (dict(_leaves(space, ())) for space in spaces)
     settings = [setting for setting in before | after if before.get(setting, _ABSENT) != after.get(setting, _ABSENT)]
     settings.sort(key=_is_path)  # a file that only moved changes no step
     for setting in settings:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import JudgeMetrics
 from sacpo.reporting.live import Progress, trial_table
+from sacpo.reporting.trackers.feed import Trackers, trackers_of
 from sacpo.reporting.write import write_report
 from sacpo.results.collect import complete
 from sacpo.results.kept_plan import PLAN_FILE, KeptSweep, write_plan
@@ -109,7 +111,12 @@ class SweepRun:
                 write_facts(self.kept.facts, folder)
             self.location.publish()
 
+    @cached_property
+    def _trackers(self) -> Trackers:
+        return Trackers(trackers_of(self.plan.space), self.plan, self.store, self.location.folder)
+
     def _check(self) -> None:
+        trackers_of(self.plan.space)
         if self.address in ("local", IN_PROCESS):
             check_keys(self.plan.space)
         if self.address == IN_PROCESS and self.plan.space.model.loading != Loading():
@@ -190,6 +197,7 @@ class SweepRun:
             write_results(results, self.plan, self.location.folder)
         except MissingStepsError:
             return
+        self._trackers.update(results)
         self.location.publish()
 
     def _finish(self, facts: SweepFacts, run: RunFacts, console: Console, is_stopped: bool) -> int:
@@ -210,8 +218,11 @@ class SweepRun:
             write_facts(results.sweep.model_copy(update=counts), folder)  # the counts stay those of the tables
             written = load_folder(folder)
         write_report(written, folder)
+        tracker_warnings = self._trackers.close(written)
         self.location.publish()
         self._print_summary(results, run, console)
+        for warning in tracker_warnings:
+            console.print(f"WARNING {warning}", markup=False)
         if is_stopped:
             console.print("stopped; the same command goes on from here", markup=False)
         return 0 if (results.trials["status"] == "done").all() else 1

@@ -4,8 +4,8 @@ A space is strict: unknown keys, wrong types and values out of range are errors.
 file and turns every error into a line that names the setting. These models only define which values a setting may have;
 `sacpo.planning.planner` expands a space into trials and steps.
 
-Settings under `resources` define how work is executed. They change no step's id, so a sweep can be continued with other
-workers. Every other setting counts towards the ids of the steps that it can change.
+Settings under `resources` and `report` define how work is executed and shown. They change no step's id, so a
+sweep can be continued with other workers. Every other setting counts towards the ids of the steps that it can change.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sacpo.spaces.evaluation import Evaluation
 from sacpo.spaces.methods import CHAIN_METHODS
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.preview import Preview
+from sacpo.spaces.report import Report
 from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
 
@@ -380,6 +381,9 @@ class Space(Strict):
         default_factory=list, description="what the chosen policy must satisfy: one or several; the default is none"
     )
     preview: Preview | None = Field(None, description="estimate every criterion over lambda; null means no preview")
+    report: Report | None = Field(
+        None, description="trackers that get a run for every trial; null leaves it to WANDB_* and MLFLOW_* variables"
+    )
     resources: Resources = Field(Resources(), description="how steps are executed")
 
     @property

@@ -1,0 +1,121 @@
+"""Trackers get one run for each trial, through real clients; one that is down changes nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sacpo.errors import SacpoError
+from sacpo.planning.planner import make_plan
+from sacpo.reporting.trackers import feed
+from sacpo.results import load
+from sacpo.results.kept_plan import read_kept_plan
+from sacpo.spaces.loading import parse_space
+from sacpo.store.step_store import Store
+from tests.commands import sweep_here, write_space
+from tests.spaces import small, space
+
+LAST = "dpo:helpfulness@2>dpo:harmlessness@2"
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A local MLflow store, and W&B offline; returns the folder of the former."""
+    store = tmp_path / "mlflow"
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.as_uri())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return store
+
+
+@pytest.mark.slow  # W&B's client takes seconds for each run
+def test_every_tracker_gets_curves_win_rates_and_the_front_once(copied: Path, tmp_path: Path, offline: Path) -> None:
+    file = write_space(small(report={"to": ["tensorboard", "mlflow", "wandb"]}), tmp_path)
+    answer = sweep_here(file, copied)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "WARNING tracker" not in answer.stdout
+    rows = load(copied).trials.set_index("label")
+    updates = 512 // 64
+
+    def check_tensorboard() -> None:
+        (folder,) = (copied / "tensorboard").glob("dpo_*harmlessness*")
+        events = EventAccumulator(str(folder)).Reload()
+        loss = events.Scalars("2-dpo-harmlessness/loss")
+        assert [event.step for event in loss] == list(range(1, updates + 1))
+        assert events.Scalars("helpfulness_low")[0].value == pytest.approx(rows.loc[LAST, "helpfulness_low"])
+        (front,) = (copied / "tensorboard").glob("small-*")
+        assert EventAccumulator(str(front)).Reload().Images("front")
+
+    client = MlflowClient(offline.as_uri())
+    experiment = client.get_experiment_by_name("small")
+    assert experiment is not None
+
+    def check_mlflow() -> None:
+        runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+        assert set(runs) == {*rows.index, "small"}
+        last, parent = runs[LAST], runs["small"]
+        assert last.info.status == "FINISHED"
+        assert last.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert last.data.metrics["helpfulness_high"] == pytest.approx(rows.loc[LAST, "helpfulness_high"])
+        assert len(client.get_metric_history(last.info.run_id, "2-dpo-harmlessness/margin")) == updates
+        files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+        assert files == {"config.json", "pareto.png", "trials.csv"}
+
+    check_tensorboard()
+    check_mlflow()
+    wandb_runs = {path.name.rpartition("-")[2] for path in (copied / "wandb").glob("offline-run-*")}
+    assert len(wandb_runs) == len(rows) + 1
+    before = len(list((copied / "wandb").glob("offline-run-*")))
+    assert sweep_here(file, copied).returncode == 0  # the same command again sends nothing twice
+    check_tensorboard()
+    check_mlflow()
+    assert len(list((copied / "wandb").glob("offline-run-*"))) == before
+
+
+def test_a_tracker_that_is_down_gives_one_warning_and_gets_the_rest_later(
+    copied: Path, offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, store, results = read_kept_plan(copied), Store(copied / "store"), load(copied)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    trackers = feed.Trackers(["mlflow", "tensorboard"], plan, store, copied)
+    for _ in range(3):
+        trackers.update(results)
+    (warning,) = trackers.close(results)
+    assert warning.startswith("tracker mlflow: ")
+    assert len(json.loads((copied / "tracker-tensorboard.json").read_text())) == len(plan.trials) + 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", offline.as_uri())
+    assert feed.Trackers(["mlflow"], plan, store, copied).close(results) == []
+    assert len(json.loads((copied / "tracker-mlflow.json").read_text())) == len(plan.trials) + 1
+
+
+def test_the_space_goes_before_the_environment() -> None:
+    set_up = {"WANDB_PROJECT": "p", "MLFLOW_TRACKING_URI": "http://m"}
+    assert feed.trackers_of(space(), {}) == []
+    assert feed.trackers_of(space(), {"WANDB_API_KEY": "alone it asks for nothing"}) == []
+    assert feed.trackers_of(space(), set_up) == ["wandb", "mlflow"]
+    assert feed.trackers_of(space(report={"to": []}), set_up) == []
+    assert feed.trackers_of(space(report={"to": ["tensorboard"]}), set_up) == ["tensorboard"]
+
+
+def test_reporting_changes_no_step() -> None:
+    reported = make_plan(space(report={"to": ["wandb"]}))
+    assert reported.plan_id == make_plan(space()).plan_id
+    assert reported.steps.keys() == make_plan(space()).steps.keys()
+
+
+def test_a_missing_package_and_an_unknown_tracker_are_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
+    answer = sweep_here(write_space(small(report={"to": ["wandb"]}), tmp_path), tmp_path / "results")
+    assert answer.returncode == 2
+    assert "pip install 'sacpo[wandb]'" in answer.stderr
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(SacpoError, match=r"report\.to"):
+        parse_space(small(report={"to": ["trackio"]}))
