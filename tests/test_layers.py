@@ -85,6 +85,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "inspect_ai": "inspect-ai",
     "mlflow": "mlflow-skinny",
+    "tensorboardX": "tensorboardx",
 }  # of libraries with another name than their distribution
 
 SHIPPED = ("sacpo", "tune_spaces", "docs", "clusters", "analysis", ".ci")

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 from matplotlib.image import imread
-from tensorboardX import SummaryWriter
 
 from sacpo.reporting.trackers.runs import TrackedRun
 
@@ -24,6 +23,8 @@ class TensorBoardTracker:
 
     def send(self, run: TrackedRun) -> None:
         """Write a further event file into the run's folder; TensorBoard joins them."""
+        from tensorboardX import SummaryWriter  # loads torch if it is there
+
         folder = f"{re.sub(r'[^0-9A-Za-z.@=_-]+', '_', run.name)}-{run.key[:6]}"
         with SummaryWriter(str(self.folder / folder)) as writer:
             writer.add_text("config", f"```\n{json.dumps(run.config, indent=1)}\n```")
