@@ -12,7 +12,7 @@ from sacpo.command_line import parse
 from sacpo.data.formats import source_hint
 from sacpo.errors import SacpoError
 from sacpo.planning.planner import make_plan
-from sacpo.results.kept_plan import find_kept, refusal, with_added_judges
+from sacpo.results.kept_plan import find_kept, kept_proposals, refusal, with_added_judges
 from sacpo.spaces.loading import load_space
 from sacpo.store.results_location import DEFAULT_RESULTS, ResultsLocation
 from sacpo.store.step_store import Store
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     only_shown: bool = arguments.dry_run
     space = load_space(arguments.space, arguments.set, only_shown, source_hint)
-    plan = make_plan(space, not arguments.skip_canaries, only_shown)
-    location = ResultsLocation(arguments.results or DEFAULT_RESULTS / plan.space.name)
+    location = ResultsLocation(arguments.results or DEFAULT_RESULTS / space.name)
     kept = find_kept(location)
+    plan = make_plan(space, not arguments.skip_canaries, only_shown, kept_proposals(kept, space))
     kept_store = location.default_store
     if kept is not None and kept.facts is not None:
         kept_store = location.resolve(kept.facts.store)
@@ -63,6 +63,10 @@ def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         return status
     if kept is not None:
         plan = with_added_judges(plan, kept.plan)
+    if space.search is not None:
+        from sacpo.runs.search_run import SearchRun
+
+        return SearchRun(plan, store, location, kept, arguments.address, command, arguments.max_workers).run()
     from sacpo.runs.sweep_run import SweepRun
 
     return SweepRun(plan, store, location, kept, arguments.address, command, arguments.max_workers).run()

@@ -26,7 +26,7 @@ LAYERS = (
     ("hashing", "spaces", "compat"),
     ("data",),
     ("judges",),
-    ("planning",),
+    ("planning", "search"),
     ("store",),
     ("execution",),
     ("steps", "results"),
@@ -46,13 +46,21 @@ ALLOWED = {
     "spaces": {"errors"},
     "data": {"errors", "spaces", "synthetic"},
     "planning": {"errors", "hashing", "spaces", "data", "judges.rubric", "statistics", "synthetic"},
+    "search": {"errors", "spaces", "statistics"},
     "results": {
         *("errors", "hashing", "versions", "statistics", "synthetic", "spaces", "planning", "store"),
         *("judges.verdicts", "judges.thoughts", "judges.judge_directed", "execution.artifacts"),
     },
 }
 
-PURE = ("spaces", "planning", "store", "statistics", "results")  # neither ray nor torch, not even inside functions
+PURE = (
+    "spaces",
+    "planning",
+    "search",
+    "store",
+    "statistics",
+    "results",
+)  # neither ray nor torch, not even inside functions
 HEAVY = {"ray", "torch", "transformers", "trl", "deepspeed", "datasets"}
 MAY_BE_HEAVY = ("steps/", "cluster/", "compat/")  # they import heavy libraries outside functions
 
@@ -79,6 +87,7 @@ OWNERS = {
     "wandb": ("reporting/trackers/wandb_tracker.py",),
     "mlflow": ("reporting/trackers/mlflow_tracker.py",),
     "tensorboardX": ("reporting/trackers/tensorboard_tracker.py",),
+    "optuna": ("search/optuna_search.py",),
 }
 DISTRIBUTIONS = {
     "yaml": "pyyaml",

@@ -11,6 +11,7 @@ from sacpo.planning.payloads import CanaryPayload, JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.stages import grid_stages, most_policies, proposed_stages
 from sacpo.spaces.validation import judges
 from sacpo.statistics.power import smallest_difference
 
@@ -40,6 +41,23 @@ def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
         if count is not None:
             shown = f"a win rate {smallest_difference(count):.3f} away from 0.5 (80 % power, worst case)"
             lines.append(f"{criterion}: {count} prompts can show {shown}")
+    return lines
+
+
+def describe_search(plan: Plan) -> list[str]:
+    """What the search of the space may cost at most beyond the plan; nothing without a search, or at its end."""
+    search, seeds = plan.space.search, len(plan.space.seeds)
+    if search is None:
+        return []
+    spent = len(proposed_stages(plan.proposals) - grid_stages(plan.space))
+    trainings = max(0, search.trainings - spent) * seeds
+    policies = trainings and max(0, most_policies(plan.space) * seeds - len(plan.proposals) * seeds)
+    lines = [f"search ({search.method}): at most {trainings} more trainings and {policies} more policies, each judged"]
+    for where, judge in judges(plan.space):
+        if isinstance(judge, LLMJudge) and (prompts := _prompt_count(plan, str(where[1]))) is not None:
+            calls = policies * prompts * plan.space.evaluation.generation.samples * 2 * judge.repeats
+            price = _price(plan, str(where[1]), judge, calls)
+            lines.append(f"  {dotted(where)}: {judge.model}, at most {calls:,} more calls{price}")
     return lines
 
 

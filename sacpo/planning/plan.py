@@ -17,6 +17,7 @@ from sacpo.errors import SacpoError
 from sacpo.hashing import content_id
 from sacpo.planning.kinds import KINDS
 from sacpo.planning.payloads import Frozen, Payload, RewardPayload
+from sacpo.spaces.search import Proposal
 from sacpo.spaces.space import Space
 
 MERGED_ROLES = ("first", "second")
@@ -120,6 +121,7 @@ class Plan(Frozen):
         notes: Remarks for the user, such as settings that no chain uses.
         canaries: Steps that try each judge on canned pairs. All of them must succeed before a policy is trained.
         inspection: The step that checks what the model will see; None in the synthetic world.
+        proposals: What the space's search proposed so far, in order; these policies are trials too.
     """
 
     space: Space
@@ -130,6 +132,7 @@ class Plan(Frozen):
     notes: tuple[str, ...] = ()
     canaries: tuple[str, ...] = ()
     inspection: str | None = None
+    proposals: tuple[Proposal, ...] = ()
 
     @property
     def prompts(self) -> dict[str, tuple[Prompt, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, assert_never
 
 from sacpo.hashing import content_id
@@ -19,18 +19,23 @@ from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
 from sacpo.planning.preview import families, with_likelihoods
 from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
+from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.evaluation import TrainedJudge
 from sacpo.spaces.methods import METHODS
-from sacpo.spaces.space import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo, Space, parse_chain
+from sacpo.spaces.search import Proposal
+from sacpo.spaces.space import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo, Space
 
 
-def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> Plan:
+def make_plan(
+    space: Space, canaries: bool = True, only_shown: bool = False, proposals: Sequence[Proposal] = ()
+) -> Plan:
     """Expand a space.
 
     Args:
         space: The space.
         canaries: Whether judges are tried on canned pairs and on the baseline against itself before policies train.
         only_shown: The plan is only shown (`--dry-run`), so prompts of the hub are not read and files may be missing.
+        proposals: What the space's search proposed so far; these policies are added to those of the space.
 
     Raises:
         DataError: a file that the space names cannot be read.
@@ -44,7 +49,7 @@ def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> 
         if isinstance(judge, TrainedJudge)
     }
     evaluation = EvaluationSteps(graph, space, prompts.criteria, judge_models)
-    trials = _Trials(space, training, evaluation)
+    trials = _Trials(with_proposals(space, proposals), training, evaluation)
     checks = tuple(evaluation.canaries()) if canaries else ()
     trials.expand(canaries)
     every_trial = list(trials.by_id.values())
@@ -61,7 +66,20 @@ def make_plan(space: Space, canaries: bool = True, only_shown: bool = False) -> 
         notes=(*_notes(space, graph), *(_notes_for_show(space, graph) if only_shown else ())),
         canaries=checks,
         inspection=inspection,
+        proposals=tuple(proposals),
     )
+
+
+def with_proposals(space: Space, proposals: Sequence[Proposal]) -> Space:
+    """The space with a chain or a merge more for each proposal."""
+    chains, merges = list(space.chains), list(space.merges)
+    for p in proposals:
+        grid = ChainGrid(chain=p.chain, beta=[p.beta], beta_over_lambda=[[p.beta_over_lambda]])
+        if p.q is None:
+            chains.append(grid)
+        else:
+            merges.append(PSacpo(method="p-sacpo", q=[p.q], **dict(grid)))
+    return space.model_copy(update={"chains": chains, "merges": merges})
 
 
 class _Trials:
@@ -189,12 +207,17 @@ def _parent(parent: Parent) -> tuple[Chain, tuple[float, ...]]:
 def _notes(space: Space, graph: Graph) -> Iterator[str]:
     stages = [step.payload for step in graph.steps.values() if isinstance(step.payload, DPOPayload | KTOPayload)]
     judges = [step.payload for step in graph.steps.values() if isinstance(step.payload, RewardPayload)]
-    methods = {payload.method for payload in stages}
+    methods: set[str] = {payload.method for payload in stages}
     objectives = {payload.objective for payload in (*stages, *judges)}
+    searched = [] if space.search is None else space.search.chains
+    for stage_method, objective in itertools.chain.from_iterable(map(parse_chain, searched)):
+        methods.add(stage_method)
+        objectives.add(objective)
     for method in METHODS.values():
         if method.in_chains and getattr(space.training, method.name) is not None and method.name not in methods:
             yield f"training.{method.name} is used by no chain of this space"
-    if space.preview is not None and all(len(parse_chain(grid.chain)) < 2 for grid in space.chains):
+    chains = [*searched, *(grid.chain for grid in space.chains)]
+    if space.preview is not None and all(len(parse_chain(chain)) < 2 for chain in chains):
         yield "preview has nothing to estimate, since no chain of this space has two stages"
     for objective in space.data.preferences:
         if objective not in objectives:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sacpo.planning.cost_estimate import describe_judging
+from sacpo.planning.cost_estimate import describe_judging, describe_search
 from sacpo.planning.plan import Plan
 from sacpo.store.step_store import Store
 
@@ -27,6 +27,7 @@ def describe_plan(plan: Plan, store: Store) -> str:
             f"trainings: {shared} with shared stages, {alone} without: sharing saves {alone - shared}",
             f"will train now: {planned.get('train', 0) - done.get('train', 0)}",
             *describe_judging(plan, records.__contains__),
+            *describe_search(plan),
             *(f"note: {note}" for note in plan.notes),
             "trials:",
             *(f"  {trial.label}" for trial in plan.trials),

@@ -7,9 +7,9 @@ import pandas as pd
 
 from sacpo.planning.plan import Plan, Trial
 from sacpo.results.stored_outputs import StoredOutputs
+from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.spaces.methods import METHODS
-from sacpo.spaces.space import parse_chain
 from sacpo.synthetic import world
 
 _LAMBDAS = np.concatenate([[0.0], np.geomspace(0.02, 8.0, 60)])

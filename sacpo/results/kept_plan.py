@@ -19,6 +19,8 @@ from sacpo.planning.plan import Plan, read_plan
 from sacpo.results.sweep_facts import SWEEP_FILE, SweepFacts, read_facts
 from sacpo.spaces.document import Setting, dotted
 from sacpo.spaces.evaluation import JudgeSettings
+from sacpo.spaces.search import Proposal
+from sacpo.spaces.space import Space
 from sacpo.store.backends import LocalBackend
 from sacpo.store.results_location import ResultsLocation
 
@@ -84,7 +86,7 @@ def refusal(kept: Plan, plan: Plan, location: ResultsLocation, store: str) -> st
         location: The results folder.
         store: URI of its store, which the way out names.
     """
-    if kept.plan_id == plan.plan_id:
+    if kept.plan_id == plan.plan_id and _same_search(kept.space, plan.space):
         return None
     differences = list(itertools.islice(plan_differences(kept, plan), _SHOWN + 1))
     lines = [f"  {line}" for line in differences[:_SHOWN]] + ["  ..."] * (len(differences) > _SHOWN)
@@ -95,6 +97,18 @@ def refusal(kept: Plan, plan: Plan, location: ResultsLocation, store: str) -> st
             f"give another folder with --results, and --store {store} so that no step that both share is run again",
         ]
     )
+
+
+def kept_proposals(kept: KeptSweep | None, space: Space) -> tuple[Proposal, ...]:
+    """What the search of a space proposed so far; nothing if the results folder is new or holds another search."""
+    return kept.plan.proposals if kept is not None and _same_search(kept.plan.space, space) else ()
+
+
+def _same_search(kept: Space, space: Space) -> bool:
+    """Whether a search may go on: only its number of trainings may differ."""
+    if kept.search is None or space.search is None:
+        return kept.search is space.search
+    return kept.search.model_copy(update={"trainings": space.search.trainings}) == space.search
 
 
 def plan_differences(kept: Plan, plan: Plan) -> Iterator[str]:
@@ -142,14 +156,18 @@ def with_added_judges(plan: Plan, kept: Plan) -> Plan:
 
     Args:
         plan: The new plan.
-        kept: The kept plan; it has the same `plan_id`, so its judge steps fit the answers of the new plan.
+        kept: The kept plan of the same space, so its judge steps fit the answers of the new plan. The new plan may
+            have trials more that a search proposed.
     """
     steps = dict(plan.steps)
     kept_trials = {trial.trial_id: trial for trial in kept.trials}
     judges: list[tuple[str, JudgeSettings]] = []
     trials = []
     for trial in plan.trials:
-        kept_trial = kept_trials[trial.trial_id]
+        kept_trial = kept_trials.get(trial.trial_id)
+        if kept_trial is None:
+            trials.append(trial)
+            continue
         added = kept.added_steps(kept_trial)
         for step_id in added:
             step = steps[step_id] = kept.steps[step_id]

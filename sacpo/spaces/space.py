@@ -10,7 +10,6 @@ sweep can be continued with other workers. Every other setting counts towards th
 
 from __future__ import annotations
 
-import re
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,16 +26,15 @@ from sacpo.spaces.base import (
     Strict,
     as_list,
 )
+from sacpo.spaces.chains import Chain, is_stage, parse_chain
 from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
-from sacpo.spaces.methods import CHAIN_METHODS
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.preview import Preview
 from sacpo.spaces.report import Report
+from sacpo.spaces.search import Search
 from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
-
-_STAGE = re.compile(rf"^({'|'.join(CHAIN_METHODS)}):([a-z][a-z0-9_-]*)$")
 
 
 def _nested(value: Any) -> Any:
@@ -58,34 +56,6 @@ RealignmentGrid = Annotated[
         },
     ),
 ]
-
-
-def parse_chain(chain: str) -> list[tuple[str, str]]:
-    """Split `dpo:helpfulness>kto:harmlessness` into `[(method, objective), ...]`.
-
-    Raises:
-        ValueError: a stage is not METHOD:OBJECTIVE with a method of `CHAIN_METHODS`.
-    """
-    stages = []
-    for part in chain.split(">"):
-        match = _STAGE.match(part.strip())
-        if match is None:
-            raise ValueError(
-                f"stage {part.strip()!r} is not METHOD:OBJECTIVE with METHOD one of {', '.join(CHAIN_METHODS)}; "
-                "write for example dpo:helpfulness>dpo:harmlessness"
-            )
-        stages.append((match[1], match[2]))
-    return stages
-
-
-def _valid_chain(chain: Any) -> Any:
-    """The chain without spaces; values that are not text are left to the type check."""
-    if not isinstance(chain, str):
-        return chain
-    return ">".join(f"{method}:{objective}" for method, objective in parse_chain(chain))
-
-
-Chain = Annotated[str, BeforeValidator(_valid_chain)]
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
@@ -255,7 +225,7 @@ class Stages(Strict):
 
     def merged_overrides(self) -> dict[str, Training | None]:
         """The complete settings of each overridden stage."""
-        return {key: self.settings(*parse_chain(key)[0]) for key in self.overrides if _STAGE.match(key)}
+        return {key: self.settings(*parse_chain(key)[0]) for key in self.overrides if is_stage(key)}
 
     def adapts(self, method: str, objective: str) -> bool:
         """Whether a stage trains adapters (LoRA) instead of all weights."""
@@ -369,7 +339,10 @@ class Space(Strict):
     model: Model = Field(description="the policy that training starts from")
     data: Data = Field(description="the training data")
     training: Stages = Field(description="training settings of each method")
-    chains: list[ChainGrid] = Field(min_length=1, description="chains of stages; every combination becomes a trial")
+    chains: list[ChainGrid] = Field(
+        default_factory=list,
+        description="chains of stages; every combination becomes a trial; may be left out if there is a `search`",
+    )
     merges: list[Merge] = Field(
         default_factory=list, description="merges of policies; every combination becomes a trial; the default is none"
     )
@@ -383,6 +356,9 @@ class Space(Strict):
     preview: Preview | None = Field(None, description="estimate every criterion over lambda; null means no preview")
     report: Report | None = Field(
         None, description="trackers that get a run for every trial; null leaves it to WANDB_* and MLFLOW_* variables"
+    )
+    search: Search | None = Field(
+        None, description="policies that are chosen while the sweep runs; null means those of chains and merges alone"
     )
     resources: Resources = Field(Resources(), description="how steps are executed")
 

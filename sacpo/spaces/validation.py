@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable
 from typing import assert_never
 
+from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.document import Setting, dotted
 from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, Prompts, TrainedJudge
 from sacpo.spaces.methods import METHODS
@@ -20,8 +21,8 @@ from sacpo.spaces.space import (
     PSacpo,
     Space,
     SyntheticModel,
-    parse_chain,
 )
+from sacpo.spaces.stages import grid_stages, stages
 from sacpo.spaces.training import KTOTraining, PolicyTraining, Training
 
 Report = Callable[[Setting, str], None]
@@ -49,6 +50,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_batches(space, report)
     _check_constraints(space, report)
     _check_preview(space, report)
+    _check_search(space, report)
     return problems
 
 
@@ -307,4 +309,49 @@ def _check_preview(space: Space, report: Report) -> None:
             ("evaluation", "generation", "samples"),
             f"is {generation.samples}, but `preview` weighs the answers of a prompt against each other; give 2 or more "
             "(8 is a good number), or leave `preview` out",
+        )
+
+
+def _check_search(space: Space, report: Report) -> None:
+    search = space.search
+    if search is None:
+        if not space.chains:
+            report(("chains",), "is empty; give a chain, or a `search` that chooses the policies")
+        return
+
+    def report_chain(_: Setting, text: str) -> None:
+        report(("search", "chains"), text)
+
+    smallest, largest = search.beta_over_lambda
+    for chain in search.chains:
+        if len(parse_chain(chain)) != 2:
+            report_chain((), f"{chain} must have two stages, such as dpo:helpfulness>dpo:harmlessness")
+        else:
+            grid = ChainGrid(chain=chain, beta=search.beta, beta_over_lambda=[search.beta_over_lambda])
+            _check_chain(space, (), grid, report_chain)
+    if smallest >= largest:
+        report(
+            ("search", "beta_over_lambda"),
+            f"is [{smallest:g}, {largest:g}]; give the smallest value first, and a larger one after it",
+        )
+    if search.method == "bridge":
+        if not space.constraint:
+            report(
+                ("search", "method"),
+                "is bridge, which looks for the policy that satisfies the space's constraint, but there is none; give "
+                "constraint: {criterion: harmlessness, at_least: 0.6} with your own bound, or method: optuna",
+            )
+        if space.preview is None:
+            report(("search", "method"), "is bridge, which reads the preview; give preview: {}, or method: optuna")
+    elif space.preview is not None and space.preview.stones:
+        report(
+            ("preview", "stones"),
+            "belong to the most conservative policy of a chain, which changes while optuna searches; leave them out, "
+            "or give search.method: bridge",
+        )
+    first = {*stages(search.chains[0], (search.beta[0], smallest))} - grid_stages(space)
+    if search.trainings < len(first):
+        report(
+            ("search", "trainings"),
+            f"is {search.trainings}, but the first policy takes {len(first)}: both stages of {search.chains[0]}",
         )
