@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sacpo import results, sweep
+from sacpo import extend, results, sweep
 from sacpo.cluster.searcher import PolicySearcher
 from sacpo.errors import SacpoError, SpaceError
 from sacpo.planning.plan import read_plan
 from sacpo.planning.planner import make_plan
 from sacpo.results.kept_plan import read_kept_plan
+from sacpo.runs import sweep_run
 from sacpo.search import bridge, optuna_search
 from sacpo.search.observations import Known, Observation
 from sacpo.search.observations import Path as PreviewPath
@@ -214,7 +215,8 @@ def check_grown(folder: Path) -> None:
     assert sum(step.kind == "train" for step in plan.steps.values()) == 4  # SFT and three stages
 
 
-def test_the_plan_of_a_small_sweep_grows_and_goes_on(tmp_path: Path) -> None:
+def test_the_plan_of_a_small_sweep_grows_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_run, "write_report", lambda *_: None)  # takes most of the time
     path, folder = write_space(growing(), tmp_path), tmp_path / "results"
     command = (str(path), "--results", str(folder), "--address", "in-process")
     shown = call(sweep.main, *command, "--dry-run").stdout
@@ -231,6 +233,10 @@ def test_the_plan_of_a_small_sweep_grows_and_goes_on(tmp_path: Path) -> None:
     again = call(sweep.main, *command)
     assert again.returncode == 0
     assert " 0 steps run" in again.stdout
+    same = call(extend.main, str(folder), "--set", "search.trainings=9")
+    assert "nothing to extend; change a setting" in same.stderr
+    extended = call(extend.main, str(folder), "--set", "search.seed=1", "--dry-run")
+    assert "search.seed: 0 in the results folder, 1 in this space" in extended.stdout
     other = call(sweep.main, *command, "--set", "search.seed=1")
     assert other.returncode == 2
     assert "search.seed: 0 in the results folder, 1 in this space" in other.stderr

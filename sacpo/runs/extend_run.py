@@ -10,7 +10,8 @@ from pathlib import Path
 from sacpo.errors import SacpoError
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
-from sacpo.results.kept_plan import KeptSweep, find_kept, plan_differences, refusal
+from sacpo.results.kept_plan import KeptSweep, find_kept, kept_proposals, plan_differences, refusal
+from sacpo.runs.search_run import SearchRun
 from sacpo.runs.sweep_run import SweepRun
 from sacpo.spaces.space import Space
 from sacpo.store.backends import LocalBackend
@@ -57,7 +58,8 @@ class Extension:
 
     def run(self, address: str, command: Sequence[str], max_workers: int) -> int:
         """Carry out the steps that the store lacks; returns the exit status of a sweep."""
-        return SweepRun(self.plan, self.store, self.location, self.kept, address, command, max_workers).run()
+        run = SweepRun if self.plan.space.search is None else SearchRun
+        return run(self.plan, self.store, self.location, self.kept, address, command, max_workers).run()
 
 
 def extend(kept: KeptSweep, location: ResultsLocation, space: Space, results: str | None) -> Extension:
@@ -74,27 +76,33 @@ def extend(kept: KeptSweep, location: ResultsLocation, space: Space, results: st
     """
     if kept.facts is None:
         raise SacpoError(f"{location.uri}: its first run was stopped before it wrote its facts; run the sweep first")
-    plan = make_plan(space, canaries=kept.facts.canaries == "run")
-    if plan.plan_id == kept.plan.plan_id:
+    canaries = kept.facts.canaries == "run"
+    if _plan(space, canaries, kept).plan_id == kept.plan.plan_id:
         raise SacpoError(
             "the space is the one of the results folder, so there is nothing to extend; change a setting with --set, "
-            "or give a changed file with --space"
+            "or give a changed file with --space; a search goes on with more trainings by its own command"
         )
     store = Store(location.resolve(kept.facts.store))
-    target = ResultsLocation(results) if results is not None else _next_folder(location, plan)
+    target = ResultsLocation(results) if results is not None else _next_folder(location, space, canaries)
     there = find_kept(target)
+    plan = _plan(space, canaries, there)
     if there is not None and (problem := refusal(there.plan, plan, target, store.uri)):
         raise SacpoError(problem)
     return Extension(kept.plan, plan, store, target, there)
 
 
-def _next_folder(location: ResultsLocation, plan: Plan) -> ResultsLocation:
+def _plan(space: Space, canaries: bool, kept: KeptSweep | None) -> Plan:
+    """The plan of a space in a results folder, which may have proposals of the space's search."""
+    return make_plan(space, canaries, proposals=kept_proposals(kept, space))
+
+
+def _next_folder(location: ResultsLocation, space: Space, canaries: bool) -> ResultsLocation:
     if not isinstance(location.files, LocalBackend):
         raise SacpoError("--results: is required if the sweep's own results are in a bucket")
     folder = Path(location.uri)
     for number in itertools.count(2):
         target = ResultsLocation(folder.with_name(f"{folder.name}-{number}"))
         kept = find_kept(target)
-        if kept is None or kept.plan.plan_id == plan.plan_id:
+        if kept is None or kept.plan.plan_id == _plan(space, canaries, kept).plan_id:
             return target
     raise AssertionError("count() does not end")
