@@ -21,6 +21,7 @@ from sacpo.errors import SacpoError
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.reporting.in_progress import StepInProgress, steps_in_progress
 from sacpo.reporting.remaining import remaining_work
 from sacpo.results.collect import collect
 from sacpo.results.load import Results
@@ -29,6 +30,8 @@ from sacpo.spaces.evaluation import CRITERIA
 from sacpo.store.step_store import Store
 
 _POLL_S = 1.0
+_POLL_CLAIMS_S = 3.0  # more requests than the poll of records
+_SHOWN_STEPS = 6
 
 
 class Progress:
@@ -66,7 +69,16 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         is_live = live and console.is_terminal
-        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render) if is_live else None
+        self.in_progress: list[StepInProgress] = []
+        self._claims_read_at = 0.0
+        self._live: Live | None = None
+        if is_live:
+            # The console has a copy of the real output. rich would print on it what libraries print, which goes to
+            # sweep.log. The summary has the last table.
+            self._live = Live(
+                console=console, refresh_per_second=4, get_renderable=self._render, transient=True,
+                redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
 
     def __enter__(self) -> Progress:
         if self._live is not None:
@@ -89,6 +101,9 @@ class Progress:
             is_last = self._stop.wait(_POLL_S)  # the last look is at all steps
             try:
                 self._update(self.plan.steps.keys() if is_last else self.resolved())
+                if self._live is not None and time.monotonic() - self._claims_read_at > _POLL_CLAIMS_S:
+                    self.in_progress = steps_in_progress(self.plan, self.store, self.records, self.failures)
+                    self._claims_read_at = time.monotonic()
             except SacpoError as error:  # such as a full disk or an unreachable bucket; the next look may succeed
                 if str(error) != previous_error:
                     previous_error = str(error)
@@ -122,7 +137,12 @@ class Progress:
             self.console.print(f"[{len(self.records)}/{len(self.plan.steps)}] {text}", markup=False, highlight=False)
 
     def _render(self) -> Group:
-        return Group(Text(self.status()), trial_table(self.results.trials))
+        elapsed = time.monotonic() - self._claims_read_at
+        steps = [step for step in self.in_progress if step.step_id not in self.records]
+        lines = [f"  {step.label} on {step.host}, {step.seconds + elapsed:.0f} s" for step in steps[:_SHOWN_STEPS]]
+        if len(steps) > _SHOWN_STEPS:
+            lines.append(f"  and {len(steps) - _SHOWN_STEPS} more steps")
+        return Group(Text("\n".join([self.status(), *lines])), trial_table(self.results.trials))
 
     def status(self) -> str:
         """Number of steps that are done, time since the start, and the estimated time to the end."""

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
@@ -17,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from sacpo.errors import SacpoError
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.curves import draw_curves
+from sacpo.reporting.in_progress import steps_in_progress
 from sacpo.reporting.page import write_html
 from sacpo.reporting.remaining import remaining_work
 from sacpo.results.curves import curves_table
@@ -25,7 +27,6 @@ from sacpo.results.load import load_folder
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import read_facts
 from sacpo.runs.report_run import open_store
-from sacpo.store.claim import holder
 from sacpo.store.results_location import ResultsLocation
 
 _LOG_BYTES = 100_000  # of a log, the end that is shown
@@ -63,15 +64,13 @@ class LiveView:
         folder, plan = self.location.fetch(), self.plan
         facts = read_facts(folder)
         self.records = self.store.records(plan.steps)
-        running: list[dict[str, Any]] = []
+        running = {step.step_id: asdict(step) for step in steps_in_progress(plan, self.store, self.records)}
         failed: list[dict[str, Any]] = []
         for step_id, step in plan.steps.items():
-            if step_id in self.records or not self.records.keys() >= set(step.parents.values()):
+            known = step_id in self.records or step_id in running
+            if known or not self.records.keys() >= set(step.parents.values()):
                 continue
-            if (host := holder(self.store, step_id)) is not None:
-                age = self.store.files.age(f"steps/{step_id}/payload.json") or 0.0  # written when the step is claimed
-                running.append({"label": step.label, "kind": step.kind, "host": host, "seconds": max(age, 0.0)})
-            elif (failure := self.store.failure(step_id)) is not None and failure.run in facts.run_ids:
+            if (failure := self.store.failure(step_id)) is not None and failure.run in facts.run_ids:
                 failed.append(
                     {"step": step_id, "label": step.label, "error": failure.error, "has_log": failure.log is not None}
                 )
@@ -89,7 +88,7 @@ class LiveView:
             "is_running": is_running,
             "seconds": seconds,
             "seconds_left": work * seconds / done_now if seconds and done_now else None,
-            "running": running,
+            "running": list(running.values()),
             "failed": failed,
             "tables": tables.stat().st_mtime_ns if tables.exists() else None,
             "trainings": sum(plan.steps[step_id].kind == "train" for step_id in self.records),
