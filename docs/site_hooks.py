@@ -61,8 +61,14 @@ def _reference(package: str) -> str:
 
 def _outside(text: str, folder: Path) -> set[Path]:
     """The files of the repository that a text links to and that are no pages."""
-    paths = {(folder / target).resolve() for _, target in _LINK.findall(text)}
+    paths = {_file(folder, target) for _, target in _LINK.findall(text)}
     return {path for path in paths if path.is_file() and _page(path) is None}
+
+
+def _file(folder: Path, target: str) -> Path:
+    """The file that a link leads to; a folder has no page, so its first space file stands for it."""
+    path = (folder / target).resolve()
+    return min(path.glob("*.yaml"), default=path) if path.is_dir() else path
 
 
 def _page(path: Path) -> str | None:
@@ -74,7 +80,5 @@ def _page(path: Path) -> str | None:
 
 def _in_site(folder: Path, target: str) -> str:
     """A link's target, seen from the top of the site, where all pages with such links are."""
-    path = (folder / target).resolve()
-    if path.is_dir():  # a folder has no page: its first file stands for it
-        path = min(entry for entry in path.iterdir() if entry.suffix == ".yaml")
+    path = _file(folder, target)
     return _page(path) or f"files/{path.relative_to(ROOT)}"

@@ -15,8 +15,8 @@ MERGE = "p-sacpo q=0.5 (dpo:helpfulness@2>dpo:harmlessness@2)"
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of every file below a folder, the store's register of runs left out."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "sweeps"]
+    """Size and time of change of every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 

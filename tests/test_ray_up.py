@@ -52,7 +52,7 @@ def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
     machines: hosts.Hosts, small_results: Path, tmp_path: Path
 ) -> None:
@@ -66,7 +66,7 @@ def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
     def ray(*words: str) -> str:
         command = [str(Path(sys.executable).with_name("ray")), *words]
         answer = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
         )
         assert answer.returncode == 0, answer.stdout + answer.stderr
         return answer.stdout

@@ -112,9 +112,8 @@ def ask(
 
     Raises:
         StepError: the endpoint refuses the key, the model or a setting; or the key's environment variable is not set.
-        BudgetExceeded: a limit of the run is reached, or the account's quota is used up.
-
-        In both cases calls in flight were completed and their preferences stored.
+        BudgetExceeded: a limit of the run is reached, or the account's quota is used up. As with the other, calls in
+            flight were completed and their preferences stored.
     """
     judge = endpoint.identity()
     keys = [call_key(judge, call.prompt, call.first, call.second, call.repeat) for call in calls]

@@ -106,8 +106,8 @@ class Adapter:
 def stacked(*parts: tuple[Adapter, float]) -> Adapter:
     """The adapter whose additions are the weighted sum of those of adapters on the same base.
 
-    Exact, unlike an average of the factors: w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]. An average of the weights of
-    two policies, base + B1 A1 and base + B2 A2, is therefore their adapters stacked with the average's weights.
+    Exact, unlike an average of the factors: `w1 B1 A1 + w2 B2 A2 = [w1 B1, w2 B2] [A1; A2]`. An average of the weights
+    of two policies, base + B1 A1 and base + B2 A2, is therefore their adapters stacked with the average's weights.
     """
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for adapter, weight in parts:

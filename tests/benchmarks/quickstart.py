@@ -18,7 +18,7 @@ TOY = [
     "model.hidden_size=16", "model.layers=1", "model.heads=2", "data.demonstrations.rows=512",
     *(f"data.preferences.{name}.rows=512" for name in ("helpfulness", "harmlessness")),
     "training.sft.epochs=1", "training.dpo.epochs=1", "chains.0.beta_over_lambda=1.0", "merges=[]",
-    "evaluation.generation.samples=1",
+    "evaluation.generation.samples=2",
 ]  # fmt: skip
 
 
