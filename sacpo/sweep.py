@@ -63,13 +63,10 @@ def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         return status
     if kept is not None:
         plan = with_added_judges(plan, kept.plan)
-    if space.search is not None:
-        from sacpo.runs.search_run import SearchRun
-
-        return SearchRun(plan, store, location, kept, arguments.address, command, arguments.max_workers).run()
+    from sacpo.runs.search_run import run_to_end
     from sacpo.runs.sweep_run import SweepRun
 
-    return SweepRun(plan, store, location, kept, arguments.address, command, arguments.max_workers).run()
+    return run_to_end(SweepRun(plan, store, location, kept, arguments.address, command, arguments.max_workers))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from typing import Any
 from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
 from sacpo.data.fields import prompt as prompt_of
 from sacpo.data.fields import text as text_of
-from sacpo.data.sources import read_rows, rename, select
+from sacpo.data.sources import read_rows, rename, rows_of_source, select
 from sacpo.errors import DataError
 from sacpo.spaces.evaluation import PromptRows
 
@@ -83,15 +83,7 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
     Raises:
         DataError: the rows cannot be read, a prompt is malformed, or there are fewer than `limit`.
     """
-    rows = read_rows(
-        source.path,
-        split=source.split,
-        revision=source.revision,
-        name=source.name,
-        data_dir=source.data_dir,
-        data_files=source.data_files,
-    )
-    rows = select(rows, source.where, str(source.path))
+    rows = select(rows_of_source(source), source.where, str(source.path))
     rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
     prompts: dict[str, Prompt] = {}
     for number, row in enumerate(rows, start=1):

@@ -11,7 +11,7 @@ from typing import Any
 from sacpo.data.rows import SUFFIXES, read_file
 from sacpo.data.stored_rows import Row, Rows, TablePart
 from sacpo.errors import DataError
-from sacpo.spaces.sources import SPLIT
+from sacpo.spaces.sources import SPLIT, RowSource
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,6 +69,18 @@ def read_rows(
     if not rows:
         raise DataError(f"{path}: has no rows; check that the file is complete and that `split` is not empty")
     return rows
+
+
+def rows_of_source(source: RowSource) -> Rows:
+    """All rows of a source of a space; see `read_rows`."""
+    return read_rows(
+        source.path,
+        split=source.split,
+        revision=source.revision,
+        name=source.name,
+        data_dir=source.data_dir,
+        data_files=source.data_files,
+    )
 
 
 def matching_files(path: str | list[str]) -> list[Path]:

@@ -51,7 +51,7 @@ def describe_search(plan: Plan) -> list[str]:
         return []
     spent = len(proposed_stages(plan.proposals) - grid_stages(plan.space))
     trainings = max(0, search.trainings - spent) * seeds
-    policies = trainings and max(0, most_policies(plan.space) * seeds - len(plan.proposals) * seeds)
+    policies = max(0, most_policies(plan.space) - len(plan.proposals)) * seeds if trainings else 0
     lines = [f"search ({search.method}): at most {trainings} more trainings and {policies} more policies, each judged"]
     for where, judge in judges(plan.space):
         if isinstance(judge, LLMJudge) and (prompts := _prompt_count(plan, str(where[1]))) is not None:

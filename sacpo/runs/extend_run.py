@@ -11,7 +11,7 @@ from sacpo.errors import SacpoError
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
 from sacpo.results.kept_plan import KeptSweep, find_kept, kept_proposals, plan_differences, refusal
-from sacpo.runs.search_run import SearchRun
+from sacpo.runs.search_run import run_to_end
 from sacpo.runs.sweep_run import SweepRun
 from sacpo.spaces.space import Space
 from sacpo.store.backends import LocalBackend
@@ -58,8 +58,7 @@ class Extension:
 
     def run(self, address: str, command: Sequence[str], max_workers: int) -> int:
         """Carry out the steps that the store lacks; returns the exit status of a sweep."""
-        run = SweepRun if self.plan.space.search is None else SearchRun
-        return run(self.plan, self.store, self.location, self.kept, address, command, max_workers).run()
+        return run_to_end(SweepRun(self.plan, self.store, self.location, self.kept, address, command, max_workers))
 
 
 def extend(kept: KeptSweep, location: ResultsLocation, space: Space, results: str | None) -> Extension:

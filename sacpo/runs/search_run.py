@@ -6,81 +6,69 @@ The grown plan is written before its steps are run, and has the proposals. A sea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
-from sacpo.results.kept_plan import KeptSweep, find_kept, with_added_judges
+from sacpo.results.kept_plan import find_kept, with_added_judges
 from sacpo.results.load import Results, load_folder
 from sacpo.runs.sweep_run import SweepRun
 from sacpo.search.rules import ending
 from sacpo.spaces.search import Proposal
-from sacpo.store.results_location import ResultsLocation
-from sacpo.store.step_store import Store
+
+if TYPE_CHECKING:
+    from sacpo.cluster.searcher import PolicySearcher
 
 _KEY = ["chain", "beta", "beta_over_lambda", "q"]
 
 
-@dataclass(frozen=True)
-class SearchRun:
-    """A sweep with a search; the fields are those of `sacpo.runs.sweep_run.SweepRun`."""
+def run_to_end(sweep: SweepRun) -> int:
+    """Run a sweep; if its space has a search, run rounds until the search has ended.
 
-    plan: Plan
-    store: Store
-    location: ResultsLocation
-    kept: KeptSweep | None
-    address: str
-    command: Sequence[str]
-    max_workers: int = 0
+    Returns:
+        0 if all trials are done, else 1.
 
-    def run(self) -> int:
-        """Run rounds until the search has ended.
+    Raises:
+        SacpoError: see `SweepRun.run`; or the search needs a library that is not installed.
+    """
+    space = sweep.plan.space
+    if space.search is None:
+        return sweep.run()
+    from sacpo.cluster.searcher import PolicySearcher
 
-        Returns:
-            0 if all trials are done, else 1.
+    searcher = PolicySearcher(space, sweep.plan.proposals)
+    console = Console(width=160, highlight=False, markup=False)
+    status: int | None = None
+    while True:
+        new = _suggestions(searcher)
+        for proposal in new:
+            console.print(f"search: {proposal.label} ({proposal.reason})")
+        if not new and status is not None:
+            console.print(f"search: ended after {searcher.known.spent()} trainings: {ending(searcher.known)}")
+            return status
+        if new:
+            plan = make_plan(space, bool(sweep.plan.canaries), proposals=searcher.known.proposals)
+            sweep = replace(sweep, plan=with_added_judges(plan, sweep.plan))
+        status = sweep.run()
+        results = load_folder(sweep.location.folder)
+        if (results.trials["status"] == "pending").any():  # stopped, or the store could not be used
+            return status
+        for trial_id, result, is_failed in trial_results(results):
+            searcher.on_trial_complete(trial_id, result, is_failed)
+        sweep = replace(sweep, kept=find_kept(sweep.location))
 
-        Raises:
-            SacpoError: see `SweepRun.run`; or the search needs a library that is not installed.
-        """
-        from sacpo.cluster.searcher import PolicySearcher
 
-        searcher = PolicySearcher(self.plan.space, self.plan.proposals)
-        console = Console(width=160, highlight=False, markup=False)
-        plan, kept = self.plan, self.kept
-        status: int | None = None
-        while True:
-            new = self._suggestions(searcher)
-            for proposal in new:
-                console.print(f"search: {proposal.label} ({proposal.reason})")
-            if not new and status is not None:
-                console.print(f"search: ended after {searcher.known.spent()} trainings: {ending(searcher.known)}")
-                return status
-            if new:
-                before = plan
-                plan = make_plan(plan.space, bool(plan.canaries), proposals=searcher.known.proposals)
-                plan = with_added_judges(plan, before)
-            sweep = SweepRun(plan, self.store, self.location, kept, self.address, self.command, self.max_workers)
-            status = sweep.run()
-            results = load_folder(self.location.folder)
-            if (results.trials["status"] == "pending").any():  # stopped, or the store could not be used
-                return status
-            for trial_id, result, is_failed in trial_results(results):
-                searcher.on_trial_complete(trial_id, result, is_failed)
-            kept = find_kept(self.location)
-
-    def _suggestions(self, searcher: Any) -> list[Proposal]:
-        """All policies that the searcher proposes from the results so far."""
-        before = len(searcher.known.proposals)
-        number = before
-        while isinstance(searcher.suggest(f"proposal-{number}"), dict):
-            number += 1
-        new: list[Proposal] = searcher.known.proposals[before:]
-        return new
+def _suggestions(searcher: PolicySearcher) -> list[Proposal]:
+    """All policies that the searcher proposes from the results so far."""
+    number = before = len(searcher.known.proposals)
+    while isinstance(searcher.suggest(f"proposal-{number}"), dict):
+        number += 1
+    new: list[Proposal] = searcher.known.proposals[before:]
+    return new
 
 
 def trial_results(results: Results) -> list[tuple[str, dict[str, Any], bool]]:

@@ -40,7 +40,7 @@ def propose(known: Known) -> Proposal | None:
     searched.sort(key=lambda path: -path.objective)  # stable: equal ones stay in the order of the space
     for path in searched:
         policy = _next(known, path)
-        if policy is not None and known.spent(policy) <= _trainings(known):
+        if policy is not None and known.spent(policy) <= known.search.trainings:
             return policy
     return None
 
@@ -52,16 +52,11 @@ def ending(known: Known) -> str:
             f"no preview reaches {_bounds(known)}: a smaller search.beta_over_lambda is more conservative, a smaller "
             "constraint asks for less"
         )
-    return "no training is left" if known.spent() >= _trainings(known) else "each path is trained at its lambda*"
+    return "no training is left" if known.spent() >= known.search.trainings else "each path is trained at its lambda*"
 
 
 def _bounds(known: Known) -> str:
     return " and ".join(f"{c.criterion} {c.at_least:g}" for c in known.space.constraint)
-
-
-def _trainings(known: Known) -> int:
-    assert known.space.search is not None, "a search has a budget"
-    return known.space.search.trainings
 
 
 def _opened(known: Known) -> list[tuple[str, float]]:
@@ -69,8 +64,7 @@ def _opened(known: Known) -> list[tuple[str, float]]:
 
     Pure arithmetic on the space, so that it never depends on results.
     """
-    search = known.space.search
-    assert search is not None, "a search has chains"
+    search = known.search
     opened: list[tuple[str, float]] = []
     ends: list[Proposal] = []
     for chain, beta in itertools.product(search.chains, search.beta):
@@ -82,17 +76,15 @@ def _opened(known: Known) -> list[tuple[str, float]]:
 
 
 def _end(known: Known, chain: str, beta: float) -> Proposal:
-    assert known.space.search is not None, "a search has a range"
-    smallest = known.space.search.beta_over_lambda[0]
+    smallest = known.search.beta_over_lambda[0]
     return Proposal(chain=chain, beta=beta, beta_over_lambda=smallest, reason="the most conservative policy")
 
 
 def _ends(known: Known, chain: str, beta: float) -> list[Proposal]:
     """The policies that need no results: the conservative end, and merges of both ends."""
     end = _end(known, chain, beta)
-    assert known.space.search is not None, "a search has merge ratios"
     reason = "merge of both ends: no training"
-    return [end, *(end.model_copy(update={"q": q, "reason": reason}) for q in known.space.search.q)]
+    return [end, *(end.model_copy(update={"q": q, "reason": reason}) for q in known.search.q)]
 
 
 @dataclass(frozen=True)
@@ -185,8 +177,7 @@ def _safeguarded(target: float, trained: tuple[tuple[float, float], ...]) -> tup
 
 def _proposal(known: Known, path: _SearchedPath, place: float, reason: str) -> Proposal | None:
     """The policy at a lambda, if the space allows its KL parameter."""
-    assert known.space.search is not None, "a search has a range"
-    smallest, largest = known.space.search.beta_over_lambda
+    smallest, largest = known.search.beta_over_lambda
     ratio = rounded(float(np.clip(path.beta / max(place, 1e-12), smallest, largest)))
     proposal = Proposal(
         chain=path.chain, beta=path.beta, beta_over_lambda=ratio, reason=f"lambda {path.beta / ratio:.3g}: {reason}"

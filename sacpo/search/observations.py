@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from sacpo.spaces.search import Proposal
+from sacpo.spaces.search import Proposal, Search
 from sacpo.spaces.space import Space
 from sacpo.spaces.stages import grid_stages, proposed_stages
 
@@ -64,6 +64,12 @@ class Known:
     proposals: list[Proposal] = field(default_factory=list)
     observations: dict[tuple[object, ...], Observation] = field(default_factory=dict)
     paths: dict[tuple[str, float], Path] = field(default_factory=dict)
+
+    @property
+    def search(self) -> Search:
+        """The space's search."""
+        assert self.space.search is not None, "only a space with a search is searched"
+        return self.space.search
 
     def is_known(self, proposal: Proposal) -> bool:
         """Whether a policy was proposed or has ended already."""

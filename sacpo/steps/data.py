@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from sacpo.data import preferences, rows, tokenise
 from sacpo.data.formats import format_hint, nearest_format, readable_columns
 from sacpo.data.scores import UNSCORED, Scoring
-from sacpo.data.sources import read_rows, rename, select
+from sacpo.data.sources import rename, rows_of_source, select
 from sacpo.data.stored_rows import CHUNK, Rows
 from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
@@ -219,17 +219,9 @@ def _source(job: Job[AnyDataPayload]) -> _Source:
         case FilesPayload():
             files = payload.files
             name = files.path if isinstance(files.path, str) else ", ".join(files.path)
-            read = read_rows(
-                files.path,
-                split=files.split,
-                revision=files.revision,
-                name=files.name,
-                data_dir=files.data_dir,
-                data_files=files.data_files,
-            )
             allowed = readable_columns(files.format, payload.objective)
             inner = "completions" if files.format == "scored" else None
-            read = select(read, files.where, name)
+            read = select(rows_of_source(files), files.where, name)
             read = rename(read, files.columns, allowed, name, inner)
             drawn = rows.draw(read, files.limit, files.seed)
             scoring = Scoring(files.margin, files.threshold)

@@ -9,8 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sacpo.errors import SacpoError, first_line
 from sacpo.reporting.trackers.runs import TrackedRun, Tracker, sweep_run, trial_runs
@@ -122,13 +123,12 @@ class _Feed(threading.Thread):
         except Exception as error:  # whatever a tracker's client raises, the sweep goes on
             self.error = first_line(error) or type(error).__name__
 
-    def _send_new(self, results: Results, is_last: bool, sent: dict[str, dict[str, object]]) -> None:
+    def _send_new(self, results: Results, is_last: bool, sent: dict[str, dict[str, Any]]) -> None:
         runs = list(trial_runs(self.plan, self.store, results))
         news = [run for run in runs if (run.curves or run.values) and sent.get(run.key) != _summary(run)]
         for run in news:
             known = sent.get(run.key, {}).get("stages", [])
-            new_curves = {name: curve for name, curve in run.curves.items() if name not in known}  # type: ignore[operator]
-            self._send(TrackedRun(run.key, run.name, run.status, run.config, new_curves, run.values))
+            self._send(replace(run, curves={name: curve for name, curve in run.curves.items() if name not in known}))
             sent[run.key] = _summary(run)
             self._state.write(self._file, json.dumps(sent, indent=1).encode())
         if is_last:
@@ -145,7 +145,7 @@ class _Feed(threading.Thread):
         self.took_at = time.monotonic()
 
 
-def _summary(run: TrackedRun) -> dict[str, object]:
+def _summary(run: TrackedRun) -> dict[str, Any]:
     return {"status": run.status, "stages": list(run.curves), "values": run.values}
 
 

@@ -44,8 +44,6 @@ class MLflowTracker:
         if runs:
             return str(runs[0].info.run_id)
         run = self.client.create_run(self.experiment, run_name=name, tags={_KEY_TAG: key, **tags})
-        for setting, value in tags.items():
-            self.client.set_tag(run.info.run_id, setting, value)
         return str(run.info.run_id)
 
     def send(self, run: TrackedRun) -> None:
