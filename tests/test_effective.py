@@ -39,7 +39,7 @@ def built(**changes: Any) -> effective.BuiltStage:
         "learning_rate": 1e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "world_size": 2,
         "lr_scheduler_type": SimpleNamespace(value="cosine"), "warmup_steps": 3, "weight_decay": 0.0,
         "max_grad_norm": 1.0, "adam_epsilon": 1e-8, "gradient_checkpointing": False, "label_smoothing": 0.1,
-        "seed": 0, "max_length": 16,
+        "seed": 0, "max_length": 16, "bf16": False,
     }  # fmt: skip
     trainer = SimpleNamespace(
         args=SimpleNamespace(**args | changes),
@@ -93,6 +93,7 @@ def test_settings_that_took_effect_are_recorded() -> None:
         {"loss_types": ["hinge"]},
         {"loss_types": ["sigmoid", "bco_pair"]},
         {"dtype": "torch.bfloat16"},
+        {"bf16": True},
         {"plugin": SimpleNamespace(zero_stage=2)},
     ],
 )

@@ -69,6 +69,8 @@ def test_a_training_that_can_never_fit_is_refused_with_the_setting_that_makes_it
     stage = next(step for step in copied.steps.values() if "reference" in step.parents)
     assert isinstance(stage.payload, AnyTrainPayload)
     assert memory.state_bytes(stage, stage.payload, LLAMA_7B, copied) == LLAMA_7B.parameters * (16 + 2) / 2
+    ddp = make_plan(space(model__dtype="bfloat16", resources__reference="live", resources__sharding="ddp"))
+    assert memory.state_bytes(ddp.steps[stage.id], stage.payload, LLAMA_7B, ddp) == LLAMA_7B.parameters * (16 + 4)
     replicated = make_plan(space(resources__workers=2, resources__sharding="ddp"))
     with pytest.raises(SacpoError, match="sharding: zero3"):
         memory.check_fits(replicated, LLAMA_7B, (), 80e9, "a card", None)

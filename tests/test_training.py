@@ -42,6 +42,16 @@ def test_a_dpo_stage_starts_at_its_reference_and_changes_every_weight(train: Tra
     assert {path.suffix for path in stage.output.iterdir()} <= {".json", ".safetensors", ".jinja"}
 
 
+def test_a_bfloat16_policy_keeps_updates_that_are_smaller_than_its_rounding(train: TrainStage) -> None:
+    """A gain of a norm is about 1, where bfloat16 has steps of 1/256: single updates of 1e-3 would all be lost."""
+    stage = train(model__dtype="bfloat16")
+    parent = load_file(stage.store.verified_output_dir(stage.record.parents["policy"]) / "model.safetensors")
+    gains = {name: value for name, value in stage.weights().items() if "norm" in name}
+    assert {value.dtype for value in stage.weights().values()} == {torch.bfloat16}
+    assert any(not torch.equal(value, parent[name]) for name, value in gains.items())
+    assert stage.effective.dtype == "torch.bfloat16"
+
+
 def test_a_stage_has_the_settings_that_were_requested(train: TrainStage) -> None:
     stage = train(training__dpo__adam_epsilon=1e-6)
     settings = DPOTraining(learning_rate=1e-3, epochs=1, batch_size=64, adam_epsilon=1e-6).model_dump()

@@ -115,18 +115,17 @@ def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Pla
     """Bytes of parameters, gradients and optimizer states that each worker of a training step holds.
 
     ZeRO (Rajbhandari et al. 2020, section 3.1): 16 bytes per parameter for AdamW with float32 states, divided among all
-    workers. Plain data parallelism keeps everything on every worker, with states in the model's own number format.
+    workers. Plain data parallelism keeps everything on every worker.
     LoRA has gradients and states of the adapters alone, and needs no second model for a live reference.
     """
     resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
     zero3, adapters = resources.sharding == "zero3", lora_of(payload)
-    bytes_per_trained = 16 if zero3 else 4 * bytes_per_number
     if adapters is not None:
-        total = base_bytes(payload, size) + size.adapter_parameters(adapters) * bytes_per_trained
+        total = base_bytes(payload, size) + size.adapter_parameters(adapters) * 16
     else:
-        total = size.parameters * bytes_per_trained
+        total = size.parameters * 16.0
         if resources.reference == "live" and "reference" in step.parents:
-            total += size.parameters * bytes_per_number
+            total += size.parameters * (bytes_per_number if zero3 else 4)
     return total / (resources.workers if zero3 else 1)
 
 

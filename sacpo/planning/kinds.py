@@ -109,7 +109,7 @@ KINDS: dict[str, StepKind] = {
         "sacpo.steps.train:run_alone",
         payloads.TrainPayload,
         records.TrainMetrics,
-        recipe=4,
+        recipe=5,
         effective=records.TrainEffective,
         holds=Holds.WORKER_GROUP,
         cost=10.0,

@@ -17,7 +17,7 @@ from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.training import KTOTraining, Training
 from sacpo.steps.adapters import effective_lora
 from sacpo.steps.batch import Batch
-from sacpo.steps.model_loading import effective_loading
+from sacpo.steps.model_loading import computing_dtype, effective_loading
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -117,13 +117,13 @@ def effective_training(stage: BuiltStage, payload: AnyTrainPayload, batch: Batch
     effective["zero_stage"] = plugin.zero_stage if plugin is not None else 0
     requested |= payload.loading.model_dump()
     effective |= effective_loading(trainer.model, payload.loading)
-    requested["dtype"], effective["dtype"] = payload.dtype, str(trainer.model.dtype).removeprefix("torch.")
+    requested["dtype"], effective["dtype"] = payload.dtype, str(computing_dtype(trainer)).removeprefix("torch.")
     if kl_parameter(payload) is not None:
         requested["kl_parameter"], effective["kl_parameter"] = kl_parameter(payload), trainer.beta
     refuse_differences(requested, effective)
     return TrainEffective(
         settings=effective,
-        dtype=str(trainer.model.dtype),
+        dtype=str(computing_dtype(trainer)),
         per_device_batch=batch.per_device,
         accumulation=batch.accumulation,
         world_size=args.world_size,

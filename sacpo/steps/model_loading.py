@@ -61,3 +61,9 @@ def missing_support(loading: Loading) -> list[str]:
             f"model.attn_implementation is {loading.attn_implementation}, which needs an NVIDIA or AMD GPU; take sdpa"
         )
     return problems
+
+
+def computing_dtype(trainer: Any) -> torch.dtype:
+    """Number format of a trainer's forward pass. Its weights may be float32 all the same, to keep small updates."""
+    dtype: torch.dtype = torch.bfloat16 if trainer.args.bf16 else trainer.model.dtype
+    return dtype

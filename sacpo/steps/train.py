@@ -30,6 +30,7 @@ from sacpo.planning.payloads import (
     RewardPayload,
     SFTPayload,
     kl_parameter,
+    lora_of,
 )
 from sacpo.planning.records import JudgeAccuracy, TrainMetrics
 from sacpo.steps.adapters import finish_stage, prepare_stage, stage_model
@@ -100,6 +101,8 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
     if context.deepspeed:
         _check_engine(trainer, batch)
+    elif trainer.model.dtype == torch.float32:
+        trainer.model.to(getattr(torch, payload.dtype))  # rounded once, as ZeRO-3 rounds its float32 weights
     if trainer.state.global_step != updates:
         raise StepError(f"training ended after {trainer.state.global_step} of {updates} updates")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -130,6 +133,10 @@ def _arguments(
     """The arguments of TRL's configuration class for this stage."""
     payload, settings = job.payload, job.payload.settings
     checkpoint_steps = job.resources.checkpoint_steps
+    # Added to bfloat16 weights, an update below about 1/256 of a weight is lost. ZeRO-3 keeps float32 weights of its
+    # own, and so does a stage without it; the forward pass computes in bfloat16 (autocast). Adapters are float32.
+    all_weights_here = context.deepspeed is None and lora_of(payload) is None
+    weights_dtype = "float32" if all_weights_here else payload.dtype
     arguments: dict[str, Any] = {
         "output_dir": str(context.workdir),
         "learning_rate": settings.learning_rate,
@@ -146,7 +153,7 @@ def _arguments(
         "seed": payload.seed,
         "data_seed": payload.seed,
         "max_length": payload.max_length,
-        "model_init_kwargs": {"dtype": payload.dtype, **load_options(payload.loading, getattr(torch, payload.dtype))},
+        "model_init_kwargs": {"dtype": weights_dtype, **load_options(payload.loading, getattr(torch, payload.dtype))},
         "bf16": payload.dtype == "bfloat16",
         "use_cpu": not torch.cuda.is_available(),
         "deepspeed": context.deepspeed,

@@ -25,6 +25,7 @@ from trl import (
 
 from sacpo.compat.trl import OrderedExamples, PreparedExamples
 from sacpo.errors import StepError
+from sacpo.steps.model_loading import computing_dtype
 from sacpo.steps.packed_model import PackedModel, equal_nats, is_known, obstacle
 from sacpo.steps.packing import IGNORED
 from sacpo.steps.throughput import ThroughputCounter
@@ -98,7 +99,7 @@ class _Counting(OrderedExamples):
         model.train(training)
         largest = float(self.accelerator.gather(difference.reshape(1)).max())  # type: ignore[attr-defined]
         self.counter.forget_packed()
-        if largest > equal_nats(self.model.dtype):  # type: ignore[attr-defined]
+        if largest > equal_nats(computing_dtype(self)):
             model_type = self.model.config.model_type  # type: ignore[attr-defined]
             reason = self.padded_because or f"its results differ by up to {largest:.2g} nats a token"
             self.padded_because, self._packed = f"{model_type}: {reason}", None
