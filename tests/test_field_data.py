@@ -24,10 +24,13 @@ from sacpo.data.stored_rows import Rows
 from sacpo.errors import DataError
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import hashed
-from sacpo.spaces.evaluation import PromptRows
+from sacpo.planning.planner import make_plan
+from sacpo.planning.prompt_sets import read_sources
+from sacpo.spaces.evaluation import CRITERIA, PromptRows
+from sacpo.spaces.loading import load_space
 from sacpo.spaces.space import Files
 from tests.commands import call
-from tests.spaces import quickstart
+from tests.spaces import ROOT, quickstart
 
 
 def write(path: Path, *values: int, column: str = "n") -> Path:
@@ -241,6 +244,25 @@ def test_prompts_come_from_rows_once_each_and_of_one_turn(tmp_path: Path) -> Non
         prompts_of_rows(PromptRows.model_validate(settings | {"limit": 4}))
     with pytest.raises(DataError, match=r"row 1: missing field prompt.*columns question, n"):
         prompts_of_rows(PromptRows.model_validate(settings | {"columns": {}}))
+
+
+def test_prompts_of_several_sources_count_once_in_the_order_of_the_sources(tmp_path: Path) -> None:
+    for name, prompts in (("a", ["one", "two"]), ("b", ["two", "three"])):
+        rows = [{"prompt": prompt, "category": name} for prompt in prompts]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    several = f"[{{kind: file, path: {tmp_path / 'a.json'}}}, {{kind: files, path: {tmp_path / 'b.json'}}}]"
+    hub = f"[{{kind: file, path: {tmp_path / 'a.json'}}}, {{kind: files, path: some/hub, revision: r, limit: 5}}]"
+    smollm2 = ROOT / "tune_spaces" / "smollm2.yaml"
+    space = load_space(smollm2, [f"evaluation.{name}.prompts={several}" for name in CRITERIA], only_shown=True)
+    found = read_sources(space.evaluation.helpfulness.prompts)
+    assert [(prompt.text, prompt.category) for prompt in found] == [("one", "a"), ("two", "a"), ("three", "b")]
+    plan = make_plan(space, only_shown=True)
+    assert [len(prompts) for prompts in plan.prompts.values()] == [3, 3]
+    on_hub = load_space(smollm2, [f"evaluation.{name}.prompts={hub}" for name in CRITERIA], only_shown=True)
+    ids = set(make_plan(on_hub, only_shown=True).steps)
+    assert ids != set(plan.steps)
+    (tmp_path / "a.json").write_text('[{"prompt": "other"}]')
+    assert ids != set(make_plan(on_hub, only_shown=True).steps), "the content of a local source counts beside the hub"
 
 
 XSTEST = """id,prompt,type,label,focus,note

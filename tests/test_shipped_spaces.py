@@ -14,6 +14,7 @@ from sacpo import sweep
 from sacpo.planning import prompt_sets
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
+from sacpo.spaces.evaluation import PromptFile
 from sacpo.spaces.loading import load_space
 from sacpo.spaces.space import Files
 from tests.commands import call
@@ -59,8 +60,7 @@ def test_a_space_names_nothing_outside_its_folder_and_says_how_to_make_its_files
     space = load_space(clone / name, only_shown=True)
     text = (clone / name).read_text()
     for criterion in space.evaluation.criteria.values():
-        path = getattr(criterion.prompts, "path", None)
-        if path is not None:
+        for path in (source.path for source in criterion.prompts if isinstance(source, PromptFile)):
             assert str(Path(path).relative_to(clone)) in PAPER_PROMPTS
             assert f"/asset/{Path(path).name}\n" in text
     sources = [*space.data.preferences.values(), space.data.demonstrations]

@@ -63,8 +63,9 @@ def describe_search(plan: Plan) -> list[str]:
 
 def _prompt_count(plan: Plan, criterion: str) -> int | None:
     """Prompts of a criterion; None if they are not at hand yet and no `limit` says how many there will be."""
-    limit: int | None = getattr(plan.space.evaluation.criteria[criterion].prompts, "limit", None)
-    return len(plan.prompts[criterion]) or limit
+    sources = plan.space.evaluation.criteria[criterion].prompts
+    limits = [limit for source in sources if (limit := getattr(source, "limit", None)) is not None]
+    return len(plan.prompts[criterion]) or (sum(limits) if len(limits) == len(sources) else None)
 
 
 def _steps_of(plan: Plan, criterion: str, judge: LLMJudge) -> Iterator[tuple[str, JudgePayload]]:

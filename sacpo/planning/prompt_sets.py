@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from sacpo.data.prompts import Prompt, prompts_of_rows, read_prompts
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import hashed
-from sacpo.spaces.evaluation import PromptFile, PromptRows, Prompts, SyntheticPrompts
+from sacpo.spaces.evaluation import PromptFile, PromptRows, PromptSource, SyntheticPrompts
 from sacpo.spaces.space import Space
 from sacpo.synthetic.world import PROMPTS
 
@@ -45,12 +45,11 @@ def add_prompt_sets(graph: Graph, space: Space, only_shown: bool) -> PromptSets:
     criteria: dict[str, str] = {}
     identities: dict[str, Any] = {}
     for name, criterion in space.evaluation.criteria.items():
-        source = criterion.prompts
-        identity = _identity(source)
+        identity = _identity(criterion.prompts)
         if identity is not None:
             identities[name] = identity
         is_at_hand = not only_shown or identity is None
-        criteria[name] = graph.add_prompts(read_source(source) if is_at_hand else (), identity)
+        criteria[name] = graph.add_prompts(read_sources(criterion.prompts) if is_at_hand else (), identity)
     sets = {name: graph.prompt_sets[key] for name, key in criteria.items()}
     # In the synthetic world training and evaluation ask the same prompts.
     texts = [] if space.synthetic else sorted({prompt.text for prompts in sets.values() for prompt in prompts})
@@ -66,8 +65,21 @@ def add_prompt_sets(graph: Graph, space: Space, only_shown: bool) -> PromptSets:
     return PromptSets(criteria, excluded, by_criterion)
 
 
-def read_source(source: Prompts) -> list[Prompt]:
-    """The prompts that a criterion's `prompts` setting names.
+def read_sources(sources: list[PromptSource]) -> list[Prompt]:
+    """The distinct prompts of a criterion, in the order of its sources.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    prompts: dict[str, Prompt] = {}
+    for source in sources:
+        for prompt in read_source(source):
+            prompts.setdefault(prompt.prompt_id, prompt)
+    return list(prompts.values())
+
+
+def read_source(source: PromptSource) -> list[Prompt]:
+    """The prompts of one source.
 
     Raises:
         DataError: they cannot be read.
@@ -86,19 +98,31 @@ def read_source(source: Prompts) -> list[Prompt]:
 def notes_on_prompts(space: Space) -> Iterator[str]:
     """For `--dry-run`: which prompts are read when the sweep starts."""
     for name, criterion in space.evaluation.criteria.items():
-        match criterion.prompts:
-            case PromptRows(path=path, revision=str() as revision):
-                yield f"evaluation.{name}.prompts: {path} of the hub ({revision}) is read when the sweep starts"
-            case PromptFile(path=path) if not Path(path).is_file():
-                yield (
-                    f"evaluation.{name}.prompts.path: there is no {path} yet, and the sweep needs it; ids of the steps "
-                    "that depend on it are provisional"
-                )
-            case _:
-                pass
+        for source in criterion.prompts:
+            match source:
+                case PromptRows(path=path, revision=str() as revision):
+                    yield f"evaluation.{name}.prompts: {path} of the hub ({revision}) is read when the sweep starts"
+                case PromptFile(path=path) if not Path(path).is_file():
+                    yield (
+                        f"evaluation.{name}.prompts.path: there is no {path} yet, and the sweep needs it; ids of the "
+                        "steps that depend on it are provisional"
+                    )
+                case _:
+                    pass
 
 
-def _identity(source: Prompts) -> Any:
+def _identity(sources: list[PromptSource]) -> Any:
+    """What identifies a criterion's prompts other than their content; None if the content of all is at hand."""
+    identities = [_identity_of_source(source) for source in sources]
+    if len(sources) == 1 or not any(identities):
+        return identities[0]
+    return [
+        identity or [(prompt.text, prompt.category) for prompt in read_source(source)]
+        for source, identity in zip(sources, identities, strict=True)
+    ]
+
+
+def _identity_of_source(source: PromptSource) -> Any:
     """What identifies prompts other than their content: of the hub, or of a file that is not there; else None."""
     match source:
         case PromptRows(path=path, revision=str() as revision):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema
 
 
 class Strict(BaseModel):
@@ -52,6 +52,14 @@ def scalar_or_list(item: dict[str, Any]) -> WithJsonSchema:
         item: JSON schema of one value.
     """
     return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item, "minItems": 1}]})
+
+
+class OneOrList:
+    """JSON schema of a list that may also be given as its only item."""
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        array = handler(schema)
+        return {"anyOf": [array["items"], array]}
 
 
 KL_SCHEMA = {"type": "number", "exclusiveMinimum": 0}

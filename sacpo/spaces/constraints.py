@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from sacpo.errors import SpaceError
-from sacpo.spaces.base import Name, Strict, as_list
+from sacpo.spaces.base import Name, OneOrList, Strict, as_list
 
 
 class Constraint(Strict):
@@ -22,15 +22,7 @@ class Constraint(Strict):
     )
 
 
-class _OneOrList:
-    """JSON schema of a list that may also be given as its only item."""
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        array = handler(schema)
-        return {"anyOf": [array["items"], array]}
-
-
-Constraints = Annotated[list[Constraint], BeforeValidator(as_list), _OneOrList()]
+Constraints = Annotated[list[Constraint], BeforeValidator(as_list), OneOrList()]
 
 
 def add_constraint_options(parser: argparse.ArgumentParser) -> None:

@@ -60,10 +60,13 @@ class Document:
             raise SpaceError(self.source, self.problems)
 
     def value(self, setting: Setting) -> Any:
-        """The value of a setting that is there."""
+        """The value of a setting; None if it is not there."""
         value: Any = self.data
         for key in setting:
-            value = value[key]
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError):
+                return None
         return value
 
     def override(self, text: str) -> None:

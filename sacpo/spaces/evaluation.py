@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, Strict
+from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, OneOrList, Strict, as_list
 from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
@@ -52,7 +52,8 @@ class PromptRows(RowSource):
     limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
 
 
-Prompts = Annotated[SyntheticPrompts | PromptFile | PromptRows, Field(discriminator="kind")]
+PromptSource = Annotated[SyntheticPrompts | PromptFile | PromptRows, Field(discriminator="kind")]
+PromptSources = Annotated[list[PromptSource], Field(min_length=1), BeforeValidator(as_list), OneOrList()]
 
 
 # ---------------------------------------------------------------------------------------------------------- the judges
@@ -263,7 +264,9 @@ JudgeSettings = Annotated[
 class Criterion(Strict):
     """One criterion: the prompts that policies answer, and the judges of the answers."""
 
-    prompts: Prompts = Field(description="prompts that policies answer")
+    prompts: PromptSources = Field(
+        description="prompts that policies answer: one source, or a list of several; repeated prompts count once"
+    )
     judge: JudgeSettings = Field(description="judge whose win rates decide the front")
     panel: dict[Name, JudgeSettings] = Field(
         default_factory=dict,

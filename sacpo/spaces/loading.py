@@ -218,5 +218,8 @@ def _resolved(value: Any, folder: Path, setting: Setting, document: Document) ->
     if isinstance(value, dict):
         return {key: _resolved(part, folder, (*setting, key), document) for key, part in value.items()}
     if isinstance(value, list):
-        return [_resolved(part, folder, (*setting, i), document) for i, part in enumerate(value)]
+        in_file = isinstance(document.value(setting), list)  # else the only item stands in the place of the list
+        return [
+            _resolved(part, folder, (*setting, i) if in_file else setting, document) for i, part in enumerate(value)
+        ]
     return value

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.document import Setting, dotted
-from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, Prompts, TrainedJudge
+from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, TrainedJudge
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import (
     ChainGrid,
@@ -133,12 +133,13 @@ def _check_model(space: Space, report: Report) -> None:
             report(("training",), "the synthetic model starts untrained; give training.sft")
         if space.model.hidden_size % space.model.heads:
             report(("model", "heads"), f"{space.model.heads} must divide model.hidden_size ({space.model.hidden_size})")
-    sources: list[tuple[Setting, Demonstrations | Preferences | Prompts]] = [
+    sources: list[tuple[Setting, Demonstrations | Preferences | PromptSource]] = [
         (("data", "preferences", name), source) for name, source in space.data.preferences.items()
     ]
     if space.data.demonstrations is not None:
         sources.append((("data", "demonstrations"), space.data.demonstrations))
-    sources += [(("evaluation", name, "prompts"), c.prompts) for name, c in space.evaluation.criteria.items()]
+    for name, criterion in space.evaluation.criteria.items():
+        sources += [(("evaluation", name, "prompts"), source) for source in criterion.prompts]
     for setting, source in sources:
         if source.synthetic != space.synthetic:
             report(
