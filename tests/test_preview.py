@@ -193,6 +193,20 @@ def test_a_sweep_writes_the_table_and_draws_the_line(in_process_results: Path) -
         assert len(curve["area"]) == 2 * len(curve["points"]) == 82
 
 
+def test_every_path_has_a_dash_of_its_own_and_no_legend_covers_the_data(in_process_results: Path) -> None:
+    results = load(in_process_results)
+    preview = results.comparisons["preview"]
+    results.comparisons["preview"] = pd.concat([preview, preview.assign(second_id="other", beta=1.0)])
+    figure = draw_front(results)
+    for axes in figure.axes:
+        lines = [line for line in axes.get_lines() if str(line.get_label()).startswith("preview")]
+        assert len({str(line._dash_pattern) for line in lines}) == len(lines) == 2
+        assert axes.get_legend() is None
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(names)) == len(names)
+    assert "exact optimum, β=2" in names
+
+
 def test_lambda_and_its_interval_come_from_the_band() -> None:
     x = np.linspace(0, 2, 21)
     path = pd.DataFrame({"lambda": x, "c": x / 4, "c_low": x / 4 - 0.05, "c_high": x / 4 + 0.05})

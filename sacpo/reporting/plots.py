@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,9 +57,13 @@ def draw_front(results: Results) -> Figure:
     if exact is not None:
         _draw_preview(right[0], results, GOLD)
         _draw_gold(right[0], trials, exact)
-    handles, names = left.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, names, loc="outside lower center", ncols=2 if exact is None else 3, frameon=False)
+    named: dict[str, Any] = {}
+    for axes in (left, *right):
+        handles, names = axes.get_legend_handles_labels()
+        named |= dict(zip(names, handles, strict=True))
+    if named:
+        columns = 2 if exact is None else 3
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.draw_without_rendering()  # fixes the layout, which the placing of labels needs
     figure.set_layout_engine("none")
     place_labels(left, _point_labels(left, drawn(trials, WIN_RATES), WIN_RATES), figure.dpi)
@@ -105,10 +109,29 @@ def _draw_win_rates(axes: Axes, results: Results) -> None:
     axes.scatter(xs, ys, s=150, facecolors="none", edgecolors=INK, linewidths=1.3, zorder=5)
 
 
+_DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
+_MARKED = 6  # points of a preview that show their intervals; bands of several paths would hide each other
+
+
 def _draw_preview(axes: Axes, results: Results, columns: tuple[str, str]) -> None:
-    for name, line, outline in preview_paths(results.comparisons.get("preview"), columns):
-        axes.fill(*zip(*outline, strict=True), color=PREVIEW, alpha=0.13, linewidth=0, zorder=1)
-        axes.plot(*zip(*line, strict=True), color=PREVIEW, linewidth=1.6, linestyle=(0, (4, 2)), zorder=3, label=name)
+    for number, (name, line, outline) in enumerate(preview_paths(results.comparisons.get("preview"), columns)):
+        points, low, high = (np.array(part) for part in (line, outline[: len(line)], outline[: len(line) - 1 : -1]))
+        dash = _DASHES[number % len(_DASHES)]
+        axes.plot(*points.T, color=PREVIEW, linewidth=1.8, linestyle=dash, zorder=3, label=name)
+        marked = np.unique(np.linspace(0, len(points) - 1, _MARKED).astype(int))
+        below, above = (points - low)[marked].T.clip(0), (high - points)[marked].T.clip(0)
+        x, y = points[marked].T
+        axes.errorbar(
+            x,
+            y,
+            xerr=(below[0], above[0]),
+            yerr=(below[1], above[1]),
+            fmt="none",
+            ecolor=PREVIEW,
+            elinewidth=0.8,
+            alpha=0.3,
+            zorder=1,
+        )
 
 
 def _draw_gold(axes: Axes, trials: pd.DataFrame, exact: pd.DataFrame) -> None:
@@ -122,7 +145,6 @@ def _draw_gold(axes: Axes, trials: pd.DataFrame, exact: pd.DataFrame) -> None:
     xs, ys = [mark[GOLD[0]] for mark in marks], [mark[GOLD[1]] for mark in marks]
     axes.scatter(xs, ys, marker="x", s=55, color=FRONT, linewidths=1.6, zorder=3, label="optimum at a trial's λ")
     _draw_series(axes, trials, GOLD, [(mark[GOLD[0]], mark[GOLD[1]]) for mark in marks], named=False)
-    axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
 
 
 def _draw_series(
