@@ -116,7 +116,7 @@ class _Loss:
 class _Trainer(_Counting, _Loss):
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.args = SimpleNamespace(max_length=64)
+        self.args = SimpleNamespace(max_length=64, bf16=False)
         self.accelerator = SimpleNamespace(gather=lambda value: value)
         self.counter = ThroughputCounter()
 
