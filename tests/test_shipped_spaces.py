@@ -86,14 +86,17 @@ def test_stages_have_the_learning_rates_and_epochs_of_the_papers_tables(
         assert (settings.lr_scheduler, settings.warmup_ratio) == ("cosine", 0.03)
 
 
+@pytest.mark.parametrize(("beside_a_file", "prompts_read"), [(False, 2), (True, 3)])
 def test_prompts_of_the_hub_give_the_same_ids_whether_they_are_read_or_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beside_a_file: bool, prompts_read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [{"prompt": f"Question {i}?", "category": "c"} for i in range(3)]
     (tmp_path / "local.json").write_text(json.dumps(rows))
 
     def plan(only_shown: bool, revision: str = "a") -> Plan:
         hub = f"{{kind: files, path: some/questions, revision: {revision}}}"
+        if beside_a_file:
+            hub = f"[{hub}, {{kind: file, path: {tmp_path / 'local.json'}}}]"
         overrides = ["evaluation.helpfulness.prompts.path=" + str(tmp_path / "local.json")]
         overrides.append(f"evaluation.harmlessness.prompts={hub}")
         return make_plan(
@@ -106,7 +109,7 @@ def test_prompts_of_the_hub_give_the_same_ids_whether_they_are_read_or_not(
     )
     read = plan(only_shown=False)
     assert shown.steps.keys() == read.steps.keys()
-    assert [len(p.prompts["harmlessness"]) for p in (shown, read)] == [0, 2]
+    assert [len(p.prompts["harmlessness"]) for p in (shown, read)] == [0, prompts_read]
     other = plan(only_shown=True, revision="b")
     assert other.trials[0].generate["harmlessness"] != shown.trials[0].generate["harmlessness"]
     assert other.trials[0].policy != shown.trials[0].policy, "other prompts are kept out of training"

@@ -120,12 +120,11 @@ def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Pla
     """
     resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
     zero3, adapters = resources.sharding == "zero3", lora_of(payload)
+    total = 16.0 * (size.parameters if adapters is None else size.adapter_parameters(adapters))
     if adapters is not None:
-        total = base_bytes(payload, size) + size.adapter_parameters(adapters) * 16
-    else:
-        total = size.parameters * 16.0
-        if resources.reference == "live" and "reference" in step.parents:
-            total += size.parameters * (bytes_per_number if zero3 else 4)
+        total += base_bytes(payload, size)
+    elif resources.reference == "live" and "reference" in step.parents:
+        total += size.parameters * (bytes_per_number if zero3 else 4)
     return total / (resources.workers if zero3 else 1)
 
 

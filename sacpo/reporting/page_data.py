@@ -159,9 +159,10 @@ def _planes(results: Results) -> list[dict[str, Any]]:
 
 
 def _previews(results: Results, plane: tuple[str, str]) -> list[dict[str, Any]]:
+    # Along a trade-off both upper bounds lie on one side of the line, and both lower bounds on the other.
     return [
-        {"name": name, "points": [[x, y, ""] for x, y in line], "area": outline}
-        for name, line, outline in preview_paths(results.comparisons.get("preview"), plane)
+        {"name": name, "points": [[x, y, ""] for x, y in line], "area": [*low, *high[::-1]]}
+        for name, line, low, high in preview_paths(results.comparisons.get("preview"), plane)
     ]
 
 

@@ -114,8 +114,8 @@ _MARKED = 6  # points of a preview that show their intervals; bands of several p
 
 
 def _draw_preview(axes: Axes, results: Results, columns: tuple[str, str]) -> None:
-    for number, (name, line, outline) in enumerate(preview_paths(results.comparisons.get("preview"), columns)):
-        points, low, high = (np.array(part) for part in (line, outline[: len(line)], outline[: len(line) - 1 : -1]))
+    for number, (name, *path) in enumerate(preview_paths(results.comparisons.get("preview"), columns)):
+        points, low, high = map(np.array, path)
         dash = _DASHES[number % len(_DASHES)]
         axes.plot(*points.T, color=PREVIEW, linewidth=1.8, linestyle=dash, zorder=3, label=name)
         marked = np.unique(np.linspace(0, len(points) - 1, _MARKED).astype(int))

@@ -168,14 +168,14 @@ def counts_text(verdicts: pd.DataFrame) -> str:
     return ", ".join(f"{n}{' prompts' if i == 0 else ''} ({name})" for i, (name, n) in enumerate(counts.items()))
 
 
-def preview_paths(
-    preview: pd.DataFrame | None, columns: tuple[str, str]
-) -> list[tuple[str, list[list[float]], list[list[float]]]]:
+Points = list[list[float]]
+
+
+def preview_paths(preview: pd.DataFrame | None, columns: tuple[str, str]) -> list[tuple[str, Points, Points, Points]]:
     """Each path of the table `preview` that has these columns.
 
     Returns:
-        Name for the legend; its points along lambda; and the outline of its 95 % band. Along a trade-off both upper
-        bounds lie on one side of the line, and both lower bounds on the other.
+        Name for the legend; its points along lambda; and for each point the lower and the upper 95 % bounds.
     """
     if preview is None or not {*columns} <= {*preview.columns}:
         return []
@@ -183,6 +183,8 @@ def preview_paths(
     for _, rows in preview.groupby("second_id", sort=False):
         chain = str(rows["chain"].iloc[0]).replace(">", " → ")
         name = f"preview: {chain}, β={rows['beta'].iloc[0]:g}, λ up to {rows['lambda'].max():g}"
-        low, high = (rows[[f"{c}_{end}" for c in columns]].to_numpy(dtype=float).tolist() for end in ("low", "high"))
-        paths.append((name, rows[list(columns)].to_numpy(dtype=float).tolist(), [*low, *high[::-1]]))
+        line, low, high = (
+            rows[[column + end for column in columns]].to_numpy(dtype=float).tolist() for end in ("", "_low", "_high")
+        )
+        paths.append((name, line, low, high))
     return paths

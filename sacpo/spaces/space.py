@@ -74,7 +74,7 @@ class SyntheticModel(Strict):
     heads: int = Field(4, ge=1, description="attention heads of a block; must divide hidden_size; default 4")
     seed: int = Field(0, ge=0, description="seed of the initial weights; default 0")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="number format of the weights in training and generation; default float32"
+        "float32", description="number format of policies and of all computation; default float32"
     )
 
 
@@ -92,7 +92,7 @@ class PretrainedModel(Strict):
         None, description="GGUF file inside `path`, which is dequantised when it is read; null means safetensors"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="number format of the weights in training and generation; default bfloat16"
+        "bfloat16", description="number format of policies and of all computation; default bfloat16"
     )
     prompt_template: str = Field(
         "chat", description="`chat` for the tokenizer's chat template (default), or text that contains {prompt}"
