@@ -92,7 +92,7 @@ class Dispatcher:
         trials = [trial for trial in plan.trials if trial.trial_id in set(trial_ids)]
         self._targets = {trial.trial_id: plan.target_steps(trial) for trial in trials}
         targets = [step_id for required in self._targets.values() for step_id in required]
-        done = set(runner.store.records(plan.steps))  # failures of this run are found again by the next attempt
+        done = set(runner.store.records(plan.steps))  # failures of this run are recorded again by the next attempt
         slots = worker_slots + plan.space.resources.workers
         self._schedule = Schedule(scheduled_steps(plan), targets, done, slots, driver_steps)
         self._worker_slots = worker_slots

@@ -68,7 +68,7 @@ class WorkerGroup:
             self._end.set_result(None)
 
     def ended(self) -> bool:
-        """Whether its workers are gone."""
+        """Whether its workers have ended."""
         return self._end.done()
 
     def train(self, job: Job[Any]) -> StageEnd:

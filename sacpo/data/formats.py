@@ -46,7 +46,7 @@ def nearest_format(columns: Iterable[str]) -> RowFormat:
     present = set(columns)
 
     def fit(format: RowFormat) -> tuple[float, int]:
-        return max((len(wanted & present) / len(wanted), len(wanted & present)) for wanted in REQUIRED[format])
+        return max((len(required & present) / len(required), len(required & present)) for required in REQUIRED[format])
 
     return max(REQUIRED, key=fit)
 

@@ -216,7 +216,7 @@ def _load_dataset(
 
 
 def select(rows: Rows, where: Mapping[str, str | int | bool], source: str) -> Rows:
-    """The rows that have the wanted values. Values are compared as texts: a CSV file has no others.
+    """The rows that have the given values. Values are compared as texts: a CSV file has no others.
 
     Args:
         rows: Rows of `read_rows`.

@@ -89,17 +89,17 @@ def _annotation(row: dict[str, Any], where: str) -> Annotation:
     return Annotation(row["instruction"], row["output_1"], row["output_2"], score, printable(str(raw)))
 
 
-def from_annotations(found: Sequence[Annotation], *, probabilities: bool) -> JudgeFunction:
+def from_annotations(annotations: Sequence[Annotation], *, probabilities: bool) -> JudgeFunction:
     """A judge that looks verdicts up. Several annotations of the same answers are repeats.
 
     A pair without an annotation is `unavailable`; an annotation without a preference is `unparsable`.
 
     Args:
-        found: The annotations.
+        annotations: The annotations.
         probabilities: Whether the preference is the score; otherwise the score is that of the outcome.
     """
     by_key: dict[Key, list[tuple[float | None, str]]] = defaultdict(list)
-    for annotation in found:
+    for annotation in annotations:
         for key, score in annotation.keys.items():
             by_key[key].append((score, annotation.raw))
 

@@ -291,8 +291,10 @@ class Client:
         if reply.tokens is None and not self._gave_tokens:
             raise self._without_probabilities("its reply has none")
         self._gave_tokens = True
-        found = verdict_probabilities(reply.tokens or [], preference)
-        return ("unparsable", None) if found is None or found.none > 0.5 else (found.most_probable, found)
+        probabilities = verdict_probabilities(reply.tokens or [], preference)
+        if probabilities is None or probabilities.none > 0.5:
+            return "unparsable", None
+        return probabilities.most_probable, probabilities
 
     def _without_probabilities(self, reason: str) -> StepError:
         return StepError(

@@ -131,7 +131,7 @@ class Meter:
 
         Raises:
             BudgetExceeded: `max_calls` or `max_spend` is reached.
-            QuotaExceeded: an earlier call of this run found the account's quota used up.
+            QuotaExceeded: the endpoint refused an earlier call of this run because the account's quota is used up.
         """
         if self._quota.exists():
             raise QuotaExceeded(self._quota.read_text(encoding="utf-8"))

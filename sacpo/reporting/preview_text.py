@@ -30,13 +30,14 @@ def preview_lines(preview: pd.DataFrame | None, constraints: Sequence[Constraint
 
 def _expected(path: pd.DataFrame, constraint: Constraint, beta: float, largest: float) -> str:
     asked = f"{constraint.criterion} {constraint.at_least:g}"
-    found = expected_lambda(path, constraint.criterion, constraint.at_least)
-    if math.isnan(found.value):
+    reached = expected_lambda(path, constraint.criterion, constraint.at_least)
+    if math.isnan(reached.value):
         return f"{asked} is not expected up to lambda {largest:g}; a smaller beta_over_lambda goes further"
-    if found.value == 0:
+    if reached.value == 0:
         return f"{asked} is expected without a further stage"
-    low, high = (f"{bound:.2f}" if math.isfinite(bound) else f"above {largest:g}" for bound in (found.low, found.high))
+    bounds = (reached.low, reached.high)
+    low, high = (f"{bound:.2f}" if math.isfinite(bound) else f"above {largest:g}" for bound in bounds)
     return (
-        f"{asked} is expected at lambda {found.value:.2f} [{low}, {high}]; beta_over_lambda {beta / found.value:.3g} "
-        "trains that policy"
+        f"{asked} is expected at lambda {reached.value:.2f} [{low}, {high}]; "
+        f"beta_over_lambda {beta / reached.value:.3g} trains that policy"
     )

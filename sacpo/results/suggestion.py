@@ -45,14 +45,14 @@ def suggest(results: Results, constraint: Constraint) -> Suggestion | None:
     preview, criterion = results.comparisons.get("preview"), constraint.criterion
     if preview is None or preview.empty or not {criterion, f"{criterion}_low"} <= set(preview.columns):
         return None
-    found = []
+    suggestions = []
     for _, path in preview.groupby("second_id", sort=False):
         rows = path.sort_values("lambda")
         expected, low = (_first(rows, column, constraint.at_least) for column in (criterion, f"{criterion}_low"))
         if expected is not None and low is not None:
             chain, beta = str(rows["chain"].iloc[0]), float(rows["beta"].iloc[0])
-            found.append(Suggestion(chain, beta, expected, low, _setting(results, chain, beta, low)))
-    return min(found, key=lambda suggestion: suggestion.qualifies, default=None)
+            suggestions.append(Suggestion(chain, beta, expected, low, _setting(results, chain, beta, low)))
+    return min(suggestions, key=lambda suggestion: suggestion.qualifies, default=None)
 
 
 def _first(rows: pd.DataFrame, column: str, bound: float) -> float | None:

@@ -27,7 +27,7 @@ def matched(
         DataError: the file cannot be read.
         SacpoError: it has no verdict on any answers of this sweep.
     """
-    found = read_annotations(Path(settings.path))
+    annotations = read_annotations(Path(settings.path))
     answers = results.responses[results.responses["criterion"].isin(criteria or results.responses["criterion"])]
     answers = answers.assign(response=answers["response"].map(without_thoughts))
     keys = ["criterion", "prompt_id", "sample"]
@@ -35,15 +35,16 @@ def matched(
     baseline = answers[is_baseline].set_index(keys)["response"].rename("baseline")
     pairs = answers[~is_baseline].join(baseline, on=keys, how="inner")
     pair_keys = list(zip(pairs["prompt"], pairs["response"], pairs["baseline"], strict=True))
-    known = {key for annotation in found for key in annotation.keys}
+    known = {key for annotation in annotations for key in annotation.keys}
     own = pairs[[key in known for key in pair_keys]]
     if own.empty:
         raise SacpoError(
-            f"{settings.path}: none of its {len(found)} annotations compares an answer of this sweep with the SFT "
-            f"policy's answer to the same prompt; its first instruction is {found[0].instruction[:80]!r}; annotate "
-            "what sacpo export --answers alpaca_eval wrote, with reference_outputs.json as the reference"
+            f"{settings.path}: none of its {len(annotations)} annotations compares an answer of this sweep with the "
+            "SFT policy's answer to the same prompt; its first instruction is "
+            f"{annotations[0].instruction[:80]!r}; annotate what sacpo export --answers alpaca_eval wrote, with "
+            "reference_outputs.json as the reference"
         )
-    left_out = sum(annotation.keys.keys().isdisjoint(pair_keys) for annotation in found)
+    left_out = sum(annotation.keys.keys().isdisjoint(pair_keys) for annotation in annotations)
     if left_out:
-        print(f"{left_out} of {len(found)} annotations are of no answers of this sweep and are left out")
+        print(f"{left_out} of {len(annotations)} annotations are of no answers of this sweep and are left out")
     return list(dict.fromkeys(own["criterion"])), frozenset(own["trial_id"])

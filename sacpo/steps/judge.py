@@ -54,7 +54,7 @@ def run(job: Job[JudgePayload]) -> StepReport:
     """Judge both sides' answers, paired by prompt and sample. The baseline against itself is the A/A canary.
 
     Raises:
-        StepError: the two sides did not answer the same prompts, or the A/A canary found that the judge is biased.
+        StepError: the two sides did not answer the same prompts, or by the A/A canary the judge is biased.
     """
     report = StepReport(effective=JudgeEffective())
     is_a_a = job.parents["answers"] == job.parents["baseline"]
