@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sacpo import judge
+from sacpo.results import load
 from tests.commands import Answer, call
 
 NOISY = {"kind": "noisy", "error": 0.2}
 MERGE = "p-sacpo q=0.5 (dpo:helpfulness@2>dpo:harmlessness@2)"
+LAST_STAGE = r"(reference for train|train|generate \w+|judge \w+|probabilities) dpo:helpfulness@2>dpo:harmlessness@2"
+"""Labels (a regular expression) of the last stage of the small space, its reference and its policy's evaluation."""
+
+
+def copy_store(results: Path, store: Path, without: str) -> set[str]:
+    """Copy the store of a results folder, for a sweep that has only a part of its steps to carry out.
+
+    Args:
+        results: The results folder.
+        store: Where to copy its store.
+        without: The steps with this label (a regular expression for all of it) are not copied.
+
+    Returns:
+        Ids of the steps that are not copied.
+    """
+    steps = load(results).steps
+    missing = set(steps.loc[steps["label"].str.fullmatch(without), "step_id"])
+    assert missing
+    shutil.copytree(results / "store", store, ignore=shutil.ignore_patterns("sweeps", *missing))
+    return missing
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
