@@ -18,7 +18,7 @@ from sacpo.data.formats import EXAMPLES, format_hint, nearest_format, readable_c
 from sacpo.data.preferences import convert
 from sacpo.data.prompts import prompts_of_rows
 from sacpo.data.rows import check_invalid_fraction
-from sacpo.data.scores import Scoring
+from sacpo.data.scores import Scoring, convert_scored, whole_prompts
 from sacpo.data.sources import read_rows, rename, select
 from sacpo.data.stored_rows import Rows
 from sacpo.errors import DataError
@@ -198,6 +198,22 @@ def test_rows_with_scores_become_pairs_and_labels() -> None:
     assert [e["label"] for e in scored("labelled", threshold=3)[0]] == [True, False, True]
     with pytest.raises(DataError, match="set `threshold`"):
         scored("labelled")
+
+
+def test_chunks_of_scored_rows_hold_whole_prompts_and_give_what_all_rows_give() -> None:
+    rows = [{"prompt": f"p{n % 7}", "response": f"r{n}", "score": n * 5 % 11} for n in range(40)]
+    rows += [{"prompt": "p1", "response": "r", "score": None}, {"response": "r", "score": 1}] * 3
+    rows = [rows[n] for n in np.random.default_rng(0).permutation(len(rows))]
+    for shape in ("pairs", "labelled", "demonstrations"):
+        examples: list[dict[str, Any]] = []
+        invalid: Counter[str] = Counter()
+        chunks = [list(chunk) for chunk in whole_prompts(Rows.of(rows), size=8)]
+        for chunk in chunks:
+            converted = convert_scored(chunk, shape, Scoring(threshold=3))
+            examples, invalid = examples + converted[0], invalid + converted[1]
+        assert len(chunks) > 3
+        assert (examples, invalid) == convert_scored(rows, shape, Scoring(threshold=3))
+    assert list(whole_prompts(Rows.of([]))) == []
 
 
 def test_completions_with_scores_become_pairs() -> None:

@@ -142,7 +142,7 @@ def test_the_problems_of_a_source_come_with_those_of_all_others(
     assert "data harmlessness (pairs): " in text
     assert "missing field rejected: 2" in text
     assert "longer than max_length: 4" in text
-    assert re.search(r"data\.max_length \d+ would keep 99 % of them, \d+ all", text)
+    assert re.search(r"; raise data\.max_length \(\d+ would keep 99 % of them, \d+ all\), or raise", text)
     assert "training.dpo.batch_size is 64, but data helpfulness (pairs) has 12 examples" in text
     assert "data.max_length is 32, but the model has 12 positions" in text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -34,13 +35,14 @@ def test_log_probabilities_are_the_models_own(tmp_path: Path, packing: bool) -> 
 
 
 def test_partners_have_other_prompts_and_are_spread_over_the_examples() -> None:
-    prompts = [[i % 5] for i in range(40)]
-    partners = kl_partners(prompts)
+    prompts = [[i % 5] * (1 + i % 5) for i in range(40)]
+    column = pa.chunked_array([prompts[:7], [], prompts[7:]], pa.list_(pa.int32()))
+    partners = kl_partners(column)
     assert all(prompts[i] != prompts[j] for i, j in enumerate(partners))
     assert len(set(partners)) > 25
-    assert partners == kl_partners(prompts)
-    assert kl_partners([[1], [1]]) in ([1, 0], [0, 1])
-    assert kl_partners([[1]]) == [0]
+    assert partners == kl_partners(column)
+    assert kl_partners(pa.chunked_array([[[1], [1]]])) in ([1, 0], [0, 1])
+    assert kl_partners(pa.chunked_array([[[1]]])) == [0]
 
 
 def test_examples_are_sorted_by_length_within_an_update_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from sacpo.errors import SpaceError
 from sacpo.spaces.evaluation import JudgeBase, JudgeSettings, LLMJudge, RewardModelJudge
 from sacpo.spaces.loading import load_judge, load_space, schema_text
 from sacpo.spaces.methods import CHAIN_METHODS, METHODS
+from sacpo.spaces.model_folder import folder_problem
 from sacpo.spaces.space import Space, Stages
 from sacpo.spaces.training import KTOTraining, Training
 from tests.spaces import ROOT, quickstart
@@ -184,6 +186,36 @@ def test_a_hub_id_needs_a_revision_and_stays_as_it_is(text: str, tmp_path: Path)
     assert space.model_dump()["data"]["demonstrations"]["path"] == str((tmp_path / "rows.jsonl").resolve())
 
 
+def test_a_folder_that_is_no_model_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    names = ("config.json", "m.gguf", "peft/adapter_config.json", "out/step-9/config.json", "raw/a.gguf", "none/x")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for inside, gguf_file, problem in (
+        ("", None, ""),
+        ("", "m.gguf", ""),
+        ("", "n.gguf", r"no gguf_file n\.gguf in .*, which has m\.gguf"),
+        ("none", "n.gguf", "which has no GGUF file"),
+        ("m.gguf", None, r"is a file.*gguf_file: m\.gguf"),
+        ("config.json", None, "is a file.*save_pretrained"),
+        ("raw", None, r"set gguf_file: a\.gguf"),
+        ("peft", None, "adapter of peft.*merge_and_unload"),
+        ("out", None, "such as step-9 inside it"),
+        ("none", None, "no config.json; .*tokenizer\\)$"),
+    ):
+        text = folder_problem(tmp_path / inside, gguf_file)
+        assert bool(text) == bool(problem)
+        assert re.search(problem, text)
+    path = tmp_path / "judge.yaml"
+    for folder in ("out", "out/step-9"):
+        path.write_text(f"kind: reward_model\npath: {folder}\nhigher_is: better\n")
+        if folder == "out/step-9":
+            load_judge(path)
+            continue
+        with pytest.raises(SpaceError, match=r"line 2: path: .*has no config.json"):
+            load_judge(path)
+
+
 def test_a_judge_is_read_from_a_file_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "judge.yaml"
     path.write_text("kind: llm\nmodel: m\nrubric: rubric.txt\n")
@@ -296,6 +328,7 @@ def test_settings_of_loading_that_cannot_work_are_conflicts(tmp_path: Path) -> N
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     (tmp_path / "prompts.json").write_text(json.dumps([{"prompt": "d"}]))
+    (tmp_path / "config.json").touch()
     data = quickstart()
     data["model"] = {
         "kind": "pretrained",

@@ -126,7 +126,12 @@ def draw(rows: Rows, limit: int | None, seed: int) -> Rows:
 
 
 def check_invalid_fraction(
-    invalid: Counter[str], total: int, max_invalid_fraction: float, source: str, hint: str = ""
+    invalid: Counter[str],
+    total: int,
+    max_invalid_fraction: float,
+    source: str,
+    way_out: str = "correct the file or its `format`",
+    hint: str = "",
 ) -> None:
     """Refuse a source with too many invalid rows.
 
@@ -135,6 +140,7 @@ def check_invalid_fraction(
         total: Number of all rows, valid and invalid.
         max_invalid_fraction: Largest fraction of invalid rows that is allowed.
         source: Name of the source for the message.
+        way_out: What can be done about them, besides allowing more of them.
         hint: More text for the end of the message.
 
     Raises:
@@ -147,6 +153,5 @@ def check_invalid_fraction(
         reasons = ", ".join(f"{reason}: {number}" for reason, number in invalid.most_common())
         raise DataError(
             f"{source}: {count} of {total} rows are invalid ({count / total:.2%}; max_invalid_fraction allows "
-            f"{max_invalid_fraction:.2%}): {reasons}; correct the file or its `format`, or "
-            f"raise max_invalid_fraction{hint}"
+            f"{max_invalid_fraction:.2%}): {reasons}; {way_out}, or raise max_invalid_fraction{hint}"
         )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, assert_never
 
+import numpy as np
+
 from sacpo.data.fields import InvalidRow, PromptText, Row, is_messages, prompt, response
 from sacpo.data.fields import field as value_of
+from sacpo.data.stored_rows import CHUNK, Rows
 from sacpo.errors import DataError
 from sacpo.spaces.methods import ExampleShape
 
@@ -76,6 +80,39 @@ def convert_scored(rows: Iterable[Row], shape: ExampleShape, scoring: Scoring) -
         except InvalidRow as reason:
             reasons[str(reason)] += 1
     return examples, reasons
+
+
+def whole_prompts(rows: Rows, size: int = CHUNK) -> Iterator[Rows]:
+    """The rows in chunks that hold all scored responses of each of their prompts, in the order of the prompts.
+
+    The rows are read twice: here a prompt is 16 bytes. `convert_scored` gives the same for all chunks, one after the
+    other, as for all rows.
+
+    Args:
+        rows: Rows as `convert_scored` takes them; those of one prompt may stand anywhere.
+        size: Smallest number of rows of a chunk, except for the last one.
+    """
+    import pyarrow as pa
+
+    digests = pa.array((_prompt_digest(row, number) for number, row in enumerate(rows)), pa.binary(16))
+    prompts = digests.dictionary_encode().indices.to_numpy()  # numbers in the order of first use
+    order = np.argsort(prompts, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(prompts[order])) + 1).tolist(), len(order)]
+    start = 0
+    for end in ends:
+        if end - start >= size or start < end == len(order):
+            yield rows.take(order[start:end].tolist())
+            start = end
+
+
+def _prompt_digest(row: Row, number: int) -> bytes:
+    """Equal for the valid rows of one prompt; an invalid row stands alone."""
+    try:
+        asked, _ = prompt(row), _scored(row)
+        text = json.dumps(asked)
+    except InvalidRow:
+        text = f"row {number}"
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _scored(row: Row) -> list[tuple[str, float]]:

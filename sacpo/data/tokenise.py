@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
+TOO_LONG = frozenset({"prompt fills max_length", "longer than max_length"})
+"""Reasons for which an example is left out that a larger `max_length` removes."""
+
 _LOG = logging.getLogger(__name__)
 _IGNORED = -100
 _MARK = "Good"  # an answer that no template changes

@@ -60,7 +60,8 @@ def _ensure(runner: Runner, step_id: str, problems: list[str]) -> bool:
     except StepError as error:
         failure = runner.store.failure(step_id, runner.run)
         if failure is not None:  # else a parent failed, which is named already
-            problems.append(f"{runner.plan.steps[step_id].label}: {failure.error}")
+            label = runner.plan.steps[step_id].label
+            problems.append("\n".join(f"{label}: {line}" for line in failure.error.splitlines()))
         elif not problems:
             problems.append(str(error))
         return False

@@ -27,17 +27,19 @@ class InputPath:
 
     Attributes:
         hub: The setting may also be a Hugging Face hub id; the model then has a field `revision`.
+        model: A local path must be the folder of a model (`sacpo.spaces.model_folder`).
         several: The setting may also be a glob, or a list of paths and globs.
         needed_to_plan: False for a file that may be missing while a plan is only shown (`--dry-run`).
     """
 
     hub: bool = False
+    model: bool = False
     several: bool = False
     needed_to_plan: bool = True
 
 
 LocalPath = Annotated[str, InputPath()]
-LocalOrHubPath = Annotated[str, InputPath(hub=True)]
+ModelPath = Annotated[str, InputPath(hub=True, model=True)]
 
 
 def as_list(value: Any) -> Any:

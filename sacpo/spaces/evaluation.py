@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from sacpo.spaces.base import Fraction, InputPath, LocalOrHubPath, LocalPath, Name, OneOrList, Strict, as_list
+from sacpo.spaces.base import Fraction, InputPath, LocalPath, ModelPath, Name, OneOrList, Strict, as_list
 from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
@@ -115,7 +115,7 @@ class RewardModelJudge(JudgeBase):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
 
     kind: Literal["reward_model"] = Field(description="a reward or cost model from a folder or the hub")
-    path: LocalOrHubPath = Field(description="folder (relative to the space file) or hub id of the model")
+    path: ModelPath = Field(description="folder (relative to the space file) or hub id of the model")
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
     higher_is: Literal["better", "worse"] = Field(
         description="meaning of a higher output: better for a reward model, worse for a cost model"

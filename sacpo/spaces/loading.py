@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from sacpo.spaces.base import InputPath, Strict, as_list
 from sacpo.spaces.document import Document, Setting, dotted, read_document
 from sacpo.spaces.evaluation import JudgeSettings
+from sacpo.spaces.model_folder import folder_problem
 from sacpo.spaces.space import Space
 from sacpo.spaces.validation import conflicts
 
@@ -209,6 +210,8 @@ def _resolved(value: Any, folder: Path, setting: Setting, document: Document) ->
             may_be_missing = document.only_shown and not marker.needed_to_plan
             if (local.exists() or may_be_missing) and not isinstance(part, list):
                 update[name] = str(local)
+                if marker.model and (problem := folder_problem(local, getattr(value, "gguf_file", None))):
+                    document.problems.append(f"{document.line(inner)}{dotted(inner)}: {problem}")
             elif not marker.hub or getattr(value, "revision", None) is None:
                 document.problems.append(
                     f"{document.line(inner)}{dotted(inner)}: there is no {part!r} in {folder.resolve()}; "

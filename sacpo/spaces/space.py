@@ -20,7 +20,7 @@ from sacpo.spaces.base import (
     Fraction,
     KLGrid,
     KLParameter,
-    LocalOrHubPath,
+    ModelPath,
     Name,
     RatioGrid,
     Strict,
@@ -86,7 +86,7 @@ class PretrainedModel(Strict):
     not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision", "attn_implementation", "quantization"})
 
     kind: Literal["pretrained"] = Field(description="a causal language model from a folder or the hub")
-    path: LocalOrHubPath = Field(description="folder (relative to the space file) or hub id of the model")
+    path: ModelPath = Field(description="folder (relative to the space file) or hub id of the model")
     revision: str | None = Field(None, description="commit of the hub repository; required for a hub id")
     gguf_file: str | None = Field(
         None, description="GGUF file inside `path`, which is dequantised when it is read; null means safetensors"

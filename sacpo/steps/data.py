@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from sacpo.data import preferences, rows, tokenise
 from sacpo.data.formats import format_hint, nearest_format, readable_columns
-from sacpo.data.scores import UNSCORED, Scoring
+from sacpo.data.scores import UNSCORED, Scoring, whole_prompts
 from sacpo.data.sources import rename, rows_of_source, select
 from sacpo.data.stored_rows import CHUNK, Rows
 from sacpo.errors import DataError
@@ -147,7 +147,7 @@ class _Output:
 
 def _converted(source: _Source, payload: AnyDataPayload) -> Iterator[tuple[list[dict[str, Any]], Counter[str]]]:
     """Examples and invalid rows by reason, a chunk at a time. Rows of the format `scored` belong together."""
-    for part in [source.rows] if source.format == "scored" else source.rows.chunks():
+    for part in whole_prompts(source.rows) if source.format == "scored" else source.rows.chunks():
         try:
             examples, invalid = preferences.convert(
                 part,
@@ -173,13 +173,17 @@ def _problems(source: _Source, counts: _Counts, needed: dict[str, int], output: 
     """Everything that keeps the source from being used."""
     problems, total = [], len(source.rows)
     unfitting = any(reason.startswith(("missing field", "wrong type", "not a transcript")) for reason in counts.invalid)
-    lengths = f"; data.max_length {needed['p99']} would keep 99 % of them, {needed['p100']} all" if needed else ""
-    for invalid, rows_of, hint in (
-        (counts.invalid, total, format_hint(source.format, source.rows.columns()) if unfitting else ""),
-        (counts.too_long, counts.examples, lengths),
+    hint = format_hint(source.format, source.rows.columns()) if unfitting else ""
+    correct = "correct the file or its `format`"
+    ways_out = [correct] if counts.too_long.keys() - tokenise.TOO_LONG else []
+    if counts.too_long.keys() & tokenise.TOO_LONG:
+        ways_out.append(f"raise data.max_length ({needed['p99']} would keep 99 % of them, {needed['p100']} all)")
+    for invalid, rows_of, way_out, more in (
+        (counts.invalid, total, correct, hint),
+        (counts.too_long, counts.examples, ", ".join(ways_out), ""),
     ):
         try:
-            rows.check_invalid_fraction(invalid, rows_of, source.max_invalid_fraction, source.name, hint)
+            rows.check_invalid_fraction(invalid, rows_of, source.max_invalid_fraction, source.name, way_out, more)
         except DataError as error:
             problems.append(str(error))
     problems += [

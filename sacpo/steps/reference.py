@@ -9,6 +9,7 @@ for every seed, so that these log-probabilities can be stored too.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def run(job: Job[ReferencePayload]) -> StepReport:
     if job.payload.shape == "pairs":
         completions = {f"ref_{name}_logps": own[f"{name}_ids"].to_pylist() for name in ("chosen", "rejected")}
     else:
-        columns["partner"] = kl_partners(examples["prompt_ids"].to_pylist())[numbers.start : numbers.stop]
+        columns["partner"] = kl_partners(examples["prompt_ids"])[numbers.start : numbers.stop]
         partners = examples["completion_ids"].take(pa.array(columns["partner"], pa.int64()))
         completions = {"ref_logps": own["completion_ids"].to_pylist(), "ref_KL_logps": partners.to_pylist()}
     prompts = own["prompt_ids"].to_pylist()
@@ -68,14 +69,30 @@ def run(job: Job[ReferencePayload]) -> StepReport:
     return report
 
 
-def kl_partners(prompts: list[list[int]]) -> list[int]:
-    """For each example another example with another prompt; each is a partner once as far as prompts allow."""
-    order = np.random.default_rng(0).permutation(len(prompts)).tolist()
-    partners = [0] * len(prompts)
+def kl_partners(prompts: pa.ChunkedArray) -> list[int]:
+    """For each example another example with another prompt; each is a partner once as far as prompts allow.
+
+    Args:
+        prompts: The token ids of each example's prompt.
+    """
+    numbers = _prompt_numbers(prompts)
+    order = np.random.default_rng(0).permutation(len(numbers)).tolist()
+    partners = [0] * len(numbers)
     for k, i in enumerate(order):
         others = (order[(k + step) % len(order)] for step in range(1, len(order)))
-        partners[i] = next((j for j in others if prompts[j] != prompts[i]), order[(k + 1) % len(order)])
+        partners[i] = next((j for j in others if numbers[j] != numbers[i]), order[(k + 1) % len(order)])
     return partners
+
+
+def _prompt_numbers(prompts: pa.ChunkedArray) -> list[int]:
+    """A number for each prompt, the same for equal ones. Token ids do not become Python objects."""
+    digests: list[bytes] = []
+    for chunk in filter(len, prompts.chunks):
+        ends = chunk.value_lengths().to_numpy().cumsum()
+        parts = np.split(chunk.flatten().to_numpy(), ends[:-1])
+        digests += [hashlib.blake2b(part.tobytes(), digest_size=16).digest() for part in parts]
+    numbers: list[int] = pa.array(digests, pa.binary(16)).dictionary_encode().indices.to_pylist()
+    return numbers
 
 
 @torch.no_grad()
