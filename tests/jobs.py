@@ -49,7 +49,7 @@ def job(
     prompts: Sequence[Prompt] = (),
     **resources: Any,
 ) -> Job[Any]:
-    """A job whose output, logs, checkpoints and store are in one folder."""
+    """A job whose output, logs and store are in one folder."""
     folder.mkdir(parents=True, exist_ok=True)
     return Job(
         step=step("step-0", kind, payload),
@@ -59,7 +59,6 @@ def job(
         prompts=tuple(prompts),
         resources=Resources(**resources),
         logs=folder / "logs",
-        checkpoint_uri=str(folder / "checkpoints"),
         run="run",
         store=Store(folder),
     )

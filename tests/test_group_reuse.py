@@ -154,7 +154,11 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             worker.keep(part, update)
 
     return SimpleNamespace(
-        save=save, worker=workers[0], job=asked, folder=Path(asked.checkpoint_uri) / "zero3-2", into=tmp_path / "into"
+        save=save,
+        worker=workers[0],
+        job=asked,
+        folder=Path(asked.store.checkpoint_uri(asked.step.id)) / "zero3-2",
+        into=tmp_path / "into",
     )
 
 

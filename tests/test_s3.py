@@ -52,9 +52,9 @@ def test_an_output_is_fetched_once_and_a_damaged_copy_is_fetched_again(
     write(store, "a", 1000)
     assert store.cache is not None
     fetched: list[str] = []
-    real = backends.S3Backend.download
+    real = backends.BucketBackend.download
     monkeypatch.setattr(
-        backends.S3Backend, "download", lambda self, key, path: (fetched.append(key), real(self, key, path))[1]
+        backends.BucketBackend, "download", lambda self, key, path: (fetched.append(key), real(self, key, path))[1]
     )
     path = store.verified_output_dir("a") / "weights"
     assert not fetched, "this machine wrote it"
@@ -69,7 +69,7 @@ def test_an_output_is_fetched_once_and_a_damaged_copy_is_fetched_again(
 
 def test_large_files_go_in_parts_and_come_back_whole(bucket: str) -> None:
     store = Store(bucket)
-    output = write(store, "a", 150 * 2**20)  # s3fs sends files of 100 MiB and more in parts
+    output = write(store, "a", 150 * 2**20)  # sent in parts of 8 MiB
     before = (store.verified_output_dir("a") / "weights").read_bytes()
     assert store.cache is not None
     store.cache.drop(f"steps/a/{output}")
@@ -140,7 +140,7 @@ def test_a_bucket_that_cannot_be_used_is_refused_with_the_way_out(s3: Service, m
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(Path("/nowhere")))
-    with pytest.raises(StoreError, match="give keys that may read and write there"):
+    with pytest.raises(StoreError, match="give credentials that may read, write, list and delete there"):
         backends.check_writable(Store(s3.uri("y")).files)
     Store(s3.uri("z"))
 

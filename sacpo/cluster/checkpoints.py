@@ -10,11 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
 from ray.train.collective import barrier
 
 from sacpo.errors import StoreError
 from sacpo.execution.job import Job
+from sacpo.store.folder_transfer import download_folder, upload_folder
 
 LATEST = "latest.json"
 """File that names the latest complete checkpoint."""
@@ -36,10 +36,9 @@ class GroupCheckpoints:
     """
 
     def __init__(self, job: Job[Any], rank: int, workers: int) -> None:
-        self._files = job.store.filesystem() or fs.LocalFileSystem()
-        self._root = f"{job.checkpoint_uri}/{job.resources.sharding}-{workers}"
+        self._files = job.store.files
+        self._root = f"{job.store.checkpoint_key(job.step.id)}/{job.resources.sharding}-{workers}"
         self._rank, self._workers = rank, workers
-        self._threads = job.store.cache is None  # copies to a bucket hang with them (apache/arrow#32372)
 
     def keep(self, folder: Path, update: int) -> None:
         """Upload this worker's part of a checkpoint and wait until all workers have; earlier checkpoints are deleted.
@@ -50,22 +49,18 @@ class GroupCheckpoints:
         """
         sizes = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
         (folder / f"{_SIZES}{self._rank}.json").write_text(json.dumps(sizes))
-        target = f"{self._root}/{update}"
-        self._files.create_dir(target, recursive=True)
-        self._copy(str(folder), target, fs.LocalFileSystem(), self._files)
+        upload_folder(self._files, folder, f"{self._root}/{update}")
         barrier()
         if self._rank == 0:
             self._publish(update)
 
     def _publish(self, update: int) -> None:
         """Make a complete checkpoint the latest one, atomically, and delete the others."""
-        with self._files.open_output_stream(f"{self._root}/{LATEST}.new") as file:
-            file.write(json.dumps({"update": update}).encode())
-        self._files.move(f"{self._root}/{LATEST}.new", f"{self._root}/{LATEST}")
-        for entry in self._files.get_file_info(fs.FileSelector(self._root)):
+        self._files.write(f"{self._root}/{LATEST}", json.dumps({"update": update}).encode())
+        for name in self._files.list_names(self._root):
             # A worker that is ahead may be uploading the next one.
-            if entry.type == fs.FileType.Directory and int(entry.base_name) < update:
-                self._files.delete_dir(entry.path)
+            if name != LATEST and int(name) < update:
+                self._files.remove(f"{self._root}/{name}")
 
     def latest(self, folder: Path) -> Path | None:
         """Download the latest checkpoint, with the parts of all workers, into a new folder.
@@ -76,24 +71,17 @@ class GroupCheckpoints:
         Raises:
             DamagedCheckpoint: it is not as it was written.
         """
-        path = f"{self._root}/{LATEST}"
-        if self._files.get_file_info(path).type == fs.FileType.NotFound:
+        content = self._files.read(f"{self._root}/{LATEST}")
+        if content is None:
             return None
-        with self._files.open_input_stream(path) as file:
-            content = file.read()
         try:
             update = int(json.loads(content)["update"])
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedCheckpoint(f"{LATEST} of the checkpoints is damaged: {error}") from error
         folder.mkdir()
-        self._copy(f"{self._root}/{update}", str(folder), self._files, fs.LocalFileSystem())
+        download_folder(self._files, f"{self._root}/{update}", folder)
         self._verify(folder)
         return folder
-
-    def _copy(self, source: str, target: str, from_files: Any, to_files: Any) -> None:
-        fs.copy_files(
-            source, target, source_filesystem=from_files, destination_filesystem=to_files, use_threads=self._threads
-        )
 
     def _verify(self, folder: Path) -> None:
         """Check that a downloaded checkpoint has the parts of all workers, with all files in full length."""

@@ -81,7 +81,7 @@ def _run_group(job: Job[AnyTrainPayload], mailbox: Any, group: str) -> None:
         run_config=RunConfig(
             # Ray Train wants a folder; it disappears with the checkpoints of the first stage.
             name=f"group-{group}",
-            storage_path=job.checkpoint_uri,
+            storage_path=job.store.checkpoint_uri(job.step.id),
             storage_filesystem=job.store.filesystem(),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=resources.max_restarts),
             callbacks=[ReleasePlacementGroup()],

@@ -37,7 +37,6 @@ class Job(Generic[P]):
         prompts: The prompts that the payload names; empty if it names none.
         resources: The space's resources.
         logs: Folder for the logs of the step's workers.
-        checkpoint_uri: Path for checkpoints in the store's file system (`Store.checkpoint_uri`).
         run: Id of the sweep run.
         store: The store that all these folders belong to.
         shard: (index, count): which part of a step that is split over several workers.
@@ -51,7 +50,6 @@ class Job(Generic[P]):
     prompts: tuple[Prompt, ...]
     resources: Resources
     logs: Path
-    checkpoint_uri: str
     run: str
     store: Store
     shard: tuple[int, int] = (0, 1)

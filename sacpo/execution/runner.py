@@ -109,7 +109,6 @@ class Runner:
             prompts=() if prompt_set is None else self.plan.prompt_sets[prompt_set],
             resources=self.plan.space.resources,
             logs=self.store.log_dir(step.id) / f"{claim.number:04d}",
-            checkpoint_uri=self.store.checkpoint_uri(step.id),
             run=self.run,
             store=self.store,
         )

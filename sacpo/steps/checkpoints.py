@@ -6,9 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-from pyarrow import fs
-
 from sacpo.execution.job import Job
+from sacpo.store.folder_transfer import download_folder, upload_folder
 
 _NAME = "in-process"  # apart from those of worker groups: ZeRO-3 checkpoints cannot be read without sharding
 _COMPLETE = ".complete"
@@ -22,8 +21,8 @@ class LocalCheckpoints:
     """
 
     def __init__(self, job: Job[Any]) -> None:
-        self._store = job.store.filesystem() or fs.LocalFileSystem()
-        self._root = f"{job.checkpoint_uri}/{_NAME}"
+        self._files = job.store.files
+        self._root = f"{job.store.checkpoint_key(job.step.id)}/{_NAME}"
 
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory(prefix="sacpo-")
@@ -40,26 +39,19 @@ class LocalCheckpoints:
             return None
         folder = self.workdir / "resumed"
         folder.mkdir()
-        fs.copy_files(
-            f"{self._root}/{max(updates)}",
-            str(folder),
-            source_filesystem=self._store,
-            destination_filesystem=fs.LocalFileSystem(),
-        )
+        download_folder(self._files, f"{self._root}/{max(updates)}", folder)
         return folder
 
     def keep(self, folder: Path, updates: int) -> None:
         """Copy a checkpoint to the store; a mark is written when it is complete, and earlier ones are deleted."""
         earlier, target = self._complete(), f"{self._root}/{updates}"
-        self._store.create_dir(target, recursive=True)
-        fs.copy_files(str(folder), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self._store)
-        with self._store.open_output_stream(target + _COMPLETE) as mark:
-            mark.write(b"")
+        upload_folder(self._files, folder, target)
+        self._files.write(target + _COMPLETE, b"")
         for number in earlier - {updates}:
-            self._store.delete_file(f"{self._root}/{number}{_COMPLETE}")
-            self._store.delete_dir(f"{self._root}/{number}")
+            self._files.remove(f"{self._root}/{number}{_COMPLETE}")
+            self._files.remove(f"{self._root}/{number}")
 
     def _complete(self) -> set[int]:
         """Numbers of updates of the complete checkpoints."""
-        entries = self._store.get_file_info(fs.FileSelector(self._root, allow_not_found=True))
-        return {int(entry.base_name.removesuffix(_COMPLETE)) for entry in entries if entry.extension == _COMPLETE[1:]}
+        names = self._files.list_names(self._root)
+        return {int(name.removesuffix(_COMPLETE)) for name in names if name.endswith(_COMPLETE)}

@@ -20,13 +20,13 @@ from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import Step
 from sacpo.planning.records import Failure, StepRecord, StepResult
 from sacpo.store import heartbeat
-from sacpo.store.backends import LocalBackend, S3Backend
+from sacpo.store.backends import Backend
 
 
 class ClaimStore(Protocol):
     """The part of a store that claims need; `sacpo.store.step_store.Store` describes it."""
 
-    files: LocalBackend | S3Backend
+    files: Backend
     uri: str
 
     def step_dir(self, step_id: str) -> Path:

@@ -21,10 +21,10 @@ from typing import Any
 
 from sacpo.errors import StoreError
 from sacpo.hashing import content_id, file_digest
-from sacpo.store.backends import S3Backend
+from sacpo.store.backends import BucketBackend
+from sacpo.store.folder_transfer import PARALLEL_TRANSFERS
 
 _IN_USE_S = 900.0  # an output that was used in the last so many seconds is not deleted
-_PARALLEL_TRANSFERS = 4  # files at once; a large file is itself sent in parallel parts
 
 
 class Cache:
@@ -37,7 +37,7 @@ class Cache:
         root: The cache's folder on this machine.
     """
 
-    def __init__(self, backend: S3Backend) -> None:
+    def __init__(self, backend: BucketBackend) -> None:
         self.backend = backend
         self.root = local_root(backend.uri)
 
@@ -63,7 +63,7 @@ class Cache:
                 for name, digest in digests.items()
                 if remembered.get(name) != [*size_and_mtime(folder / name), digest]
             ]
-            with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
+            with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
                 problems = list(pool.map(lambda name: self._fetch_file(key, name, digests[name]), outdated))
             for name, problem in zip(outdated, problems, strict=True):
                 if problem is not None:
@@ -93,7 +93,7 @@ class Cache:
         """
         folder = self.root / key
         digests = folder_digests(folder, pattern)
-        with self._locked(key), ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
+        with self._locked(key), ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
             list(pool.map(lambda name: self.backend.upload(folder / name, f"{key}/{name}"), digests))
             self._remember_digests(key, digests)
         self._evict()

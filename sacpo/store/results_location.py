@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from sacpo.store.backends import LocalBackend, S3Backend, open_backend
+from sacpo.store.backends import Backend, BucketBackend, LocalBackend, open_backend
 from sacpo.store.local_cache import local_root
 
 DEFAULT_RESULTS = Path("results")
@@ -16,7 +17,7 @@ class ResultsLocation:
     """A results folder, at a path or in a bucket.
 
     Args:
-        uri: A path, or `s3://BUCKET/PREFIX` (`sacpo.store.backends.S3Backend`).
+        uri: A path, or the URI of a bucket (`sacpo.store.bucket_services`).
 
     Attributes:
         uri: Where the results are.
@@ -27,7 +28,7 @@ class ResultsLocation:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.files: LocalBackend | S3Backend = open_backend(str(uri), "--results")
+        self.files = open_backend(str(uri), "--results")
         self.uri = self.files.uri
         self.folder = Path(self.uri) if isinstance(self.files, LocalBackend) else local_root(self.uri) / "results"
         self._sent: dict[str, int] = {}
@@ -41,7 +42,7 @@ class ResultsLocation:
         """The store's path in the results folder, such as `store`; its URI if it does not lie inside.
 
         Raises:
-            StoreError: the store's URI is neither a path nor `s3://BUCKET/PREFIX`.
+            StoreError: the store's URI is neither a path nor the URI of a bucket.
         """
         path = path_inside(self.files, open_backend(store, "--store"))
         return store if path is None else path
@@ -52,7 +53,7 @@ class ResultsLocation:
 
     def fetch(self) -> Path:
         """The folder on this machine. A bucket's files are downloaded first."""
-        if isinstance(self.files, S3Backend):
+        if isinstance(self.files, BucketBackend):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in self.files.list_names(""):
                 path = self.folder / name
@@ -62,7 +63,7 @@ class ResultsLocation:
 
     def publish(self) -> None:
         """Upload the files that changed to the bucket, if there is one. Folders (the store, Tune's) are left out."""
-        if isinstance(self.files, S3Backend):
+        if isinstance(self.files, BucketBackend):
             for path in sorted(self.folder.iterdir()):
                 changed = path.stat().st_mtime_ns
                 if path.is_file() and not path.name.startswith(".") and self._sent.get(path.name) != changed:
@@ -72,27 +73,27 @@ class ResultsLocation:
     def remove(self, name: str) -> None:
         """Remove a file from the folder on this machine, and from the bucket if there is one."""
         (self.folder / name).unlink(missing_ok=True)
-        if isinstance(self.files, S3Backend):
+        if isinstance(self.files, BucketBackend):
             self.files.remove(name)
             self._sent.pop(name, None)
 
 
-def path_inside(outer: LocalBackend | S3Backend, inner: LocalBackend | S3Backend) -> str | None:
+def path_inside(outer: Backend, inner: Backend) -> str | None:
     """Path of one location in another one, such as `store`; None if it does not lie inside."""
     if isinstance(outer, LocalBackend) and isinstance(inner, LocalBackend):
         outer_path, inner_path = (Path(os.path.realpath(files.uri)) for files in (outer, inner))
         return inner_path.relative_to(outer_path).as_posix() if inner_path.is_relative_to(outer_path) else None
-    if isinstance(outer, S3Backend) and isinstance(inner, S3Backend) and inner.base.startswith(f"{outer.base}/"):
-        path = inner.base.removeprefix(f"{outer.base}/")
-        same_service = outer.child_uri(f"{path}/x") == inner.child_uri("x")
-        return path if same_service else None
+    if isinstance(outer, BucketBackend) and isinstance(inner, BucketBackend):
+        path = inner.address.path.removeprefix(f"{outer.address.path}/")
+        is_inside = path != inner.address.path and outer.child_uri(path) == str(inner.address)
+        return path if is_inside else None
     return None
 
 
-def enclosing_uri(inner: LocalBackend | S3Backend, path: str) -> str:
+def enclosing_uri(inner: Backend, path: str) -> str:
     """URI of the location in which `inner` has this path: the inverse of `path_inside`."""
     if isinstance(inner, LocalBackend):
         depth = len(Path(path).parts)
         return str(Path(inner.uri).parents[depth - 1] if depth else Path(inner.uri))
-    _, separator, query = inner.uri.partition("?")
-    return f"s3://{inner.base.removesuffix(f'/{path}')}{separator}{query}"
+    address = inner.address
+    return str(replace(address, path=address.path.removesuffix(f"/{path}")))

@@ -28,7 +28,7 @@ from sacpo.hashing import digest, file_digest
 from sacpo.planning.kinds import read_record
 from sacpo.planning.plan import Step
 from sacpo.planning.records import Failure, StepRecord
-from sacpo.store.backends import LocalBackend, S3Backend, open_backend
+from sacpo.store.backends import BucketBackend, open_backend
 from sacpo.store.claim import Claim, latest_attempt, read_failure
 from sacpo.store.local_cache import Cache, folder_digests, size_and_mtime
 
@@ -42,7 +42,7 @@ class Store:
     bucket.
 
     Args:
-        uri: A path, or `s3://BUCKET/PREFIX` (`sacpo.store.backends.S3Backend`). It is created by the first write.
+        uri: A path, or the URI of a bucket (`sacpo.store.bucket_services`). It is created by the first write.
 
     Raises:
         StoreError: it is neither.
@@ -50,7 +50,7 @@ class Store:
 
     def __init__(self, uri: str | Path) -> None:
         self.files = open_backend(str(uri), "--store")
-        self.cache = Cache(self.files) if isinstance(self.files, S3Backend) else None
+        self.cache = Cache(self.files) if isinstance(self.files, BucketBackend) else None
         self.uri = self.files.uri
 
     def exists(self) -> bool:
@@ -168,13 +168,17 @@ class Store:
         return Claim.take(self, step, run)
 
     def checkpoint_uri(self, step_id: str) -> str:
-        """Path in `filesystem` where a running step keeps its checkpoints; removed when the step is done."""
-        key = f"checkpoints/{step_id}"
-        return str(self.files.root / key) if isinstance(self.files, LocalBackend) else self.files.path(key)
+        """Path in `filesystem` of the folder `checkpoint_key`."""
+        key = self.checkpoint_key(step_id)
+        return self.files.path(key) if isinstance(self.files, BucketBackend) else self.files.location(key)
+
+    def checkpoint_key(self, step_id: str) -> str:
+        """Key of the folder where a running step keeps its checkpoints; removed when the step is done."""
+        return f"checkpoints/{step_id}"
 
     def delete_checkpoints(self, step_id: str) -> None:
         """Make a step start from its beginning if it is restarted."""
-        self.files.remove(f"checkpoints/{step_id}")
+        self.files.remove(self.checkpoint_key(step_id))
 
     def disk_full(self) -> bool:
         """Whether the disk of this machine on which outputs are written has no space left."""
@@ -182,7 +186,7 @@ class Store:
 
     def filesystem(self) -> Any:
         """The pyarrow file system of a bucket; None for a path of this machine."""
-        return self.files.filesystem() if isinstance(self.files, S3Backend) else None
+        return self.files.filesystem() if isinstance(self.files, BucketBackend) else None
 
     @property
     def ledger(self) -> Path:
@@ -195,9 +199,9 @@ class Store:
 
     def latest_log(self, step_id: str) -> str | None:
         """Key of the step's log that was written last; None if there is none. `location` makes it readable."""
-        if isinstance(self.files, LocalBackend):
+        if self.cache is None:
             logs = sorted(self.log_dir(step_id).rglob("*.log"), key=os.path.getmtime)
-            return str(logs[-1].relative_to(self.files.root)) if logs else None
+            return str(logs[-1].relative_to(self.uri)) if logs else None
         key = f"steps/{step_id}/logs"
         for _ in range(2):  # the latest attempt, then its first log
             names = self.files.list_names(key)
@@ -208,7 +212,7 @@ class Store:
 
     def location(self, key: str) -> str:
         """Path or URI of a key, for people."""
-        return str(self.files.root / key) if isinstance(self.files, LocalBackend) else f"s3://{self.files.path(key)}"
+        return self.files.location(key)
 
 
 class CorruptOutput(StoreError):

@@ -17,7 +17,7 @@ from sacpo.errors import StoreError
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import Stored
 from sacpo.store import heartbeat
-from sacpo.store.backends import LocalBackend, S3Backend
+from sacpo.store.backends import Backend
 from sacpo.store.results_location import ResultsLocation, enclosing_uri, path_inside
 from sacpo.store.step_store import Store
 
@@ -194,7 +194,7 @@ def remove_run(store: Store, run: str) -> None:
         store.files.remove(f"{_FOLDER}/{run}.{suffix}")
 
 
-def is_collecting(files: LocalBackend | S3Backend) -> bool:
+def is_collecting(files: Backend) -> bool:
     """Whether a garbage collection of the store is running."""
     return _is_recent(files.age(COLLECTION_MARKER))
 
