@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sacpo import report
+from sacpo.reporting.write import FORMS
 from sacpo.results import load
 from sacpo.results.curves import CURVES
 from tests.commands import call
@@ -41,3 +42,4 @@ def test_a_damaged_log_is_no_curve_and_the_report_draws_the_others(copied: Path)
     after = load(copied).comparisons["curves"]
     assert set(before["step_id"]) - set(after["step_id"]) == {damaged}
     assert (copied / "curves.png").stat().st_size > 10_000
+    assert all((copied / f"curves.{form}").stat().st_size > 10_000 for form in FORMS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sacpo.execution.artifacts import LIKELIHOODS, RESPONSES
 from sacpo.planning.payloads import GeneratePayload, LikelihoodsPayload
 from sacpo.planning.planner import make_plan
 from sacpo.planning.preview import families
+from sacpo.planning.records import ReferenceMetrics
 from sacpo.reporting.page_data import page_data
 from sacpo.reporting.plots import draw_front
 from sacpo.reporting.preview_text import preview_lines
@@ -28,6 +31,7 @@ from sacpo.spaces.evaluation import Generation
 from sacpo.statistics.preview import ScoredAnswers, Trained, crossing, stones_between
 from sacpo.steps import generate, likelihoods
 from sacpo.steps.policies import load_policy
+from sacpo.store.step_store import Store
 from sacpo.synthetic.world import SAFETY, SENTENCES, optimum
 from tests.benchmarks.choice import draw
 from tests.jobs import job, policy
@@ -174,6 +178,39 @@ def test_a_step_gives_the_log_probability_of_the_tokens_that_were_generated(tmp_
         assert -float(model(input_ids=ids, labels=labels).loss.detach()) * row["tokens"] == pytest.approx(
             logp, rel=1e-4
         )
+
+
+def test_a_policy_that_joins_adds_its_own_pairs_only(tmp_path: Path) -> None:
+    own = policy(tmp_path / "policy")
+    payload = GeneratePayload(generation=Generation(max_new_tokens=4), prompts="prompts-0", prompt_template="{prompt} ")
+    for seed in range(3):
+        prompts = [Prompt(str(i), text, "") for i, text in enumerate(SENTENCES[: 2 + seed])]
+        generate.run(job(tmp_path / f"answers{seed}", "generate", payload, {"policy": own}, prompts))
+    store = Store(tmp_path / "store")
+
+    def computed(answers: list[int], policy_id: str = "train-0") -> tuple[int, pd.DataFrame]:
+        """How many answers the step computed, and its table."""
+        folders = {f"answers{k}": tmp_path / f"answers{seed}" for k, seed in enumerate(answers)}
+        task = job(tmp_path / "out", "likelihoods", LikelihoodsPayload(prompt_template="{prompt} "), folders)
+        ids = {f"answers{k}": f"generate-{seed}" for k, seed in enumerate(answers)}
+        task = replace(task, parents={"policy": own, **folders}, store=store)
+        object.__setattr__(task.step, "parents", {"policy": policy_id, **ids})
+        metrics = likelihoods.run(task).metrics
+        assert isinstance(metrics, ReferenceMetrics)
+        return metrics.examples, pq.read_table(tmp_path / "out" / LIKELIHOODS).to_pandas()
+
+    assert computed([0, 1])[0] == 2 + 3
+    count, joined = computed([1, 2, 0])
+    assert count == 4
+    assert joined["answers"].unique().tolist() == ["generate-1", "generate-2", "generate-0"]
+    assert computed([0, 1, 2], "train-1")[0] == 2 + 3 + 4
+    damaged, short = sorted(tmp_path.glob("store/likelihoods/generate-[12]/*"), key=str)[::2]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    shutil.copy(next(tmp_path.glob("store/likelihoods/generate-0/*")), short)
+    again = [computed([1, 2, 0], f"train-{number}") for number in (0, 1)]
+    assert sum(count for count, _ in again) == 3 + 4
+    for _, table in again:
+        pd.testing.assert_frame_equal(table, joined, rtol=1e-5)
 
 
 def test_a_sweep_writes_the_table_and_draws_the_line(in_process_results: Path) -> None:

@@ -91,16 +91,19 @@ def test_only_named_sweeps_are_kept_and_those_that_run(copied: Path, tmp_path: P
     plan = make_plan(space(name="other"))
     others = [step for step in plan.steps if not (copied / "store" / "steps" / step).exists()]
     before = tables(copied)
+    pairs = snapshot(copied / "store" / "likelihoods")
+    write_old(copied / "store" / "likelihoods" / OTHER / "pair-0.parquet")
     registration = Registration(plan, store, ResultsLocation(tmp_path / "other"), "run-of-other", ["sweep"], 1.0)
     with registration:
         for step in others:
             write_old(copied / "store" / "steps" / step / "payload.json")
         age_all(copied / "store" / "steps")
-        assert "0 B in 0 folders" in call(main, store.uri, "gc", "--keep", "small").stdout
+        assert "100 B in 1 folders" in call(main, store.uri, "gc", "--keep", "small").stdout
     unknown = call(main, store.uri, "gc", "--keep", "smal")
     assert unknown.returncode == 2
     assert "--keep smal: no such sweep" in unknown.stderr
     assert call(main, store.uri, "gc", "--keep", "small").returncode == 0
+    assert snapshot(copied / "store" / "likelihoods") == pairs
     assert [status.name for status in sweeps(store)] == ["small"]
     assert not any((copied / "store" / "steps" / step).exists() for step in others)
     assert call(report.main, str(copied)).returncode == 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 from typing import TYPE_CHECKING
 
-from sacpo.reporting.series import INK
+from sacpo.reporting.series import INK, lighter, look
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 _PANELS = {
     "loss": "loss",
@@ -17,35 +18,59 @@ _PANELS = {
     "chosen_logp_change": "change of the chosen responses' log-probability, nats",
 }
 _LEGEND_ROWS = 16  # more stages than these are drawn without names
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_MARKERS = 8  # on each line, so that stages of one colour can be told apart
 
 
-def draw_curves(curves: pd.DataFrame, path: Path) -> None:
+def draw_curves(curves: pd.DataFrame) -> Figure:
     """Draw loss, accuracy, margin and the chosen responses' likelihood over the updates, one line for each stage.
+
+    A stage has the colour and marker of the policy that it trains, as in the picture of the front; stages of one chain
+    differ in their dashes.
 
     Args:
         curves: The table `curves` of a results folder, not empty.
-        path: The PNG to write, 1600 pixels wide.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12.8, 7.6), dpi=125, layout="constrained")
+    Returns:
+        The figure; as a PNG it is 1600 pixels wide.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(12.8, 8.4), dpi=125, layout="constrained")
     stages = list(curves.groupby("step_id", sort=False))
-    colours = matplotlib.colormaps["turbo"].resampled(len(stages) + 2)
+    styles = _styles([str(stage["label"].iloc[0]) for _, stage in stages])
     for axes, (column, title) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for number, (_, stage) in enumerate(stages):
+        for (_, stage), style in zip(stages, styles, strict=True):
             if stage[column].notna().any():
-                axes.plot(stage["update"], stage[column], color=colours(number + 1), linewidth=1.1)
+                every = max(1, len(stage) // _MARKERS)
+                axes.plot(stage["update"], stage[column], **style, linewidth=1.2, markersize=5, markevery=every)
         if column == "chosen_logp_change":
             axes.axhline(0, color=INK, linewidth=0.7, linestyle=(0, (5, 4)))
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("update", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eef2f6", linewidth=0.8)
-    names = [str(stage["label"].iloc[0]) for _, stage in stages]
-    if len(names) <= _LEGEND_ROWS:
-        from matplotlib.lines import Line2D
+    if len(stages) <= _LEGEND_ROWS:
+        handles = [Line2D([], [], **style, linewidth=1.2, markersize=5) for style in styles]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=5)
+    return figure
 
-        handles = [Line2D([], [], color=colours(number + 1), label=name) for number, name in enumerate(names)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path, format="png")
+
+def _styles(labels: list[str]) -> list[dict[str, object]]:
+    """Name, colour, marker and dashes of each stage, from the labels of the training steps."""
+    chains: dict[str, list[str]] = {}  # method to its chains; further ones are lighter
+    numbers: dict[str, int] = {}  # stages of each chain so far
+    styles = []
+    for label in labels:
+        name = label.removeprefix("train ")
+        chain = re.sub(r"@[^>\s]+| seed \d+", "", name)
+        method = "sacpo" if ">" in chain else "one-step" if ":" in chain else chain
+        known = chains.setdefault(method, [])
+        known += [chain] * (chain not in known)
+        number = numbers[chain] = numbers.get(chain, -1) + 1
+        colour, marker = look(method)
+        shade = lighter(colour, known.index(chain))
+        dashes = _DASHES[number % len(_DASHES)]
+        styles.append({"label": name, "color": shade, "marker": marker, "linestyle": dashes, "markeredgewidth": 0.0})
+    return styles

@@ -84,17 +84,19 @@ def all_series(rows: pd.DataFrame) -> list[Series]:
         runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
         title = METHOD_NAMES.get(method, method)
         name = f"{title}: {chain.replace('>', ' → ')}" if chain else title
-        colour, marker = _look(method)
+        colour, marker = look(method)
         number = chains[method] = chains.get(method, -1) + 1
-        series.append(Series(name, _lighter(colour, number), marker, runs))
+        series.append(Series(name, lighter(colour, number), marker, runs))
     return series
 
 
-def _look(method: str) -> tuple[str, str]:
+def look(method: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in every sweep."""
     return _LOOKS.get(method) or _OTHER_LOOKS[zlib.crc32(method.encode()) % len(_OTHER_LOOKS)]
 
 
-def _lighter(colour: str, times: int) -> str:
+def lighter(colour: str, times: int) -> str:
+    """A colour mixed with white, so many times."""
     share = (1 - _LIGHTER) ** times
     return "#" + "".join(f"{round(255 - share * (255 - int(colour[i : i + 2], 16))):02x}" for i in (1, 3, 5))
 

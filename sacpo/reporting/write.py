@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 FORMS = ("png", "svg", "pdf")
-"""Forms of the picture of the front."""
+"""Forms of the pictures."""
 
 
 def write_report(results: Results, folder: Path) -> None:
-    """Write `pareto` (PNG, SVG, PDF), `report.html` and, if a stage was trained, `curves.png` into a results folder.
+    """Write `pareto`, if a stage was trained `curves` (both PNG, SVG, PDF), and `report.html` into a results folder.
 
     Each file is written atomically.
 
     Raises:
         StoreError: a file cannot be written.
     """
-    figure = draw_front(results)
-    for form in FORMS:
-        with _replacing(folder / f"pareto.{form}") as path:
-            save_figure(figure, path, form)
+    figures = {"pareto": draw_front(results)}
     curves = results.comparisons.get("curves")
     if curves is not None and len(curves):
-        with _replacing(folder / "curves.png") as path:
-            draw_curves(curves, path)
+        figures["curves"] = draw_curves(curves)
+    for name, figure in figures.items():
+        for form in FORMS:
+            with _replacing(folder / f"{name}.{form}") as path:
+                save_figure(figure, path, form)
     with _replacing(folder / "report.html") as path:
         write_html(results, path)
 

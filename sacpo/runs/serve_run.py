@@ -20,6 +20,7 @@ from sacpo.planning.records import StepRecord
 from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.in_progress import steps_in_progress
 from sacpo.reporting.page import write_html
+from sacpo.reporting.plots import save_figure
 from sacpo.reporting.remaining import remaining_work
 from sacpo.results.curves import curves_table
 from sacpo.results.kept_plan import read_kept_plan
@@ -117,7 +118,7 @@ class LiveView:
         table = curves_table(StoredOutputs(self.plan, self.store, self.records, ()))
         if table.empty:
             raise SacpoError("no stage has been trained yet")
-        draw_curves(table, path)
+        save_figure(draw_curves(table), path, "png")
 
     def _picture(self, name: str, stamp: object, write: Callable[[Path], None]) -> bytes:
         """A file that is made again when its stamp changes."""

@@ -171,6 +171,9 @@ def find_garbage(store: Store, keep: Collection[str] | None = None, grace_s: flo
             folders |= superseded
         else:
             folders[f"steps/{step}"] = sum(file.size for file in step_files.values())
+    for step, step_files in _step_files(files, "likelihoods").items():
+        if step not in needed and step not in kept:
+            folders[f"likelihoods/{step}"] = sum(file.size for file in step_files.values())
     for step, step_files in _step_files(files, "checkpoints").items():
         is_done = f"steps/{step}/record.json" in files
         if (is_done or step not in needed) and step not in kept and not is_held(store, step):
