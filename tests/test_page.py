@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sacpo.reporting.page import write_html
 from sacpo.reporting.page_data import page_data
 from sacpo.reporting.write import write_report
 from sacpo.results.choice import choice_table, choose
@@ -174,6 +175,8 @@ def test_a_phone_a_printer_and_dark_mode(browser: Any) -> None:
     )
     assert script(browser, background) != light
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    criterion = script(browser, "return document.getElementById('criterion').value")
+    assert f"prompts for {criterion}" in browser.find_element("id", "answers-note").text
     assert script(browser, "return getComputedStyle(document.querySelector('.tools')).display") == "none"
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
@@ -182,3 +185,26 @@ def test_the_page_is_small(browser: Any, results: Results) -> None:
     page: Path = browser.folder / "report.html"
     answers = len(json.dumps(page_data(results)["answers"]))
     assert page.stat().st_size - answers < 300_000
+
+
+@pytest.mark.parametrize(("status", "reason"), [("pending", "no trial is done"), ("done", "moved by its last stage")])
+def test_an_empty_front_says_why_and_previews_differ_in_their_dashes(
+    browser: Any, results: Results, tmp_path: Path, status: str, reason: str
+) -> None:
+    points = np.linspace(0.3, 0.7, 41)
+    path = pd.DataFrame({"chain": "a>b", "beta": 2.0, "lambda": points, "second_id": "one"})
+    path = path.assign(
+        **{f"{axis}{end}": points for axis in ("helpfulness", "harmlessness") for end in ("", "_low", "_high")}
+    )
+    preview = pd.concat([path, path.assign(second_id="two", beta=1.0)])
+    trials = results.trials.assign(on_front=False, status=status)
+    empty = replace(results, trials=trials, comparisons={"preview": preview})
+    write_html(empty, tmp_path / "report.html")
+    home = browser.current_url
+    browser.get((tmp_path / "report.html").as_uri())
+    assert reason in browser.find_element("css selector", ".empty").text
+    dashes = [
+        line.get_attribute("stroke-dasharray") for line in browser.find_elements("css selector", ".lines .preview")
+    ]
+    assert len(dashes) == len(set(dashes)) == (2 if status == "done" else 0)
+    browser.get(home)

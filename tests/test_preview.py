@@ -227,7 +227,7 @@ def test_a_sweep_writes_the_table_and_draws_the_line(in_process_results: Path) -
     for axes, plane in zip(draw_front(results).axes, page_data(results)["planes"], strict=True):
         assert name in axes.get_legend_handles_labels()[1]
         (curve,) = (curve for curve in plane["curves"] if curve["name"] == name)
-        assert len(curve["area"]) == 2 * len(curve["points"]) == 82
+        assert (len(curve["points"]), len(curve["bars"])) == (41, 6)
 
 
 def test_every_path_has_a_dash_of_its_own_and_no_legend_covers_the_data(in_process_results: Path) -> None:

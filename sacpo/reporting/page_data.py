@@ -17,6 +17,7 @@ from sacpo.reporting.series import (
     all_series,
     drawn,
     front_points,
+    interval_points,
     optima,
     point_label,
     preview_paths,
@@ -149,20 +150,27 @@ def _planes(results: Results) -> list[dict[str, Any]]:
         {
             "name": f"exact optimum, β={beta:g}",
             "points": [[float(x), float(y), ""] for x, y in grid[list(GOLD)].to_numpy()],
+            "look": "curve",
+            "dash": ("", "8 4", "8 3 2 3", "2 3")[number % 4],
         }
-        for beta, grid in results.exact.sort_values("lambda").groupby("beta")
+        for number, (beta, grid) in enumerate(results.exact.sort_values("lambda").groupby("beta"))
     ]
     curves += _previews(results, GOLD)
-    curves += [{"name": "optima at the trials' λ", "points": marks}] if marks else []
+    curves += [{"name": "optimum at a trial's λ", "points": marks, "look": "cross", "dash": ""}] if marks else []
     gold = {"id": "gold", "title": "exact expectations", "axes": list(GOLD), "titles": [TITLES[name] for name in GOLD]}
     return [rates, gold | {"front": [], "band": [], "curves": curves}]
 
 
 def _previews(results: Results, plane: tuple[str, str]) -> list[dict[str, Any]]:
-    # Along a trade-off both upper bounds lie on one side of the line, and both lower bounds on the other.
     return [
-        {"name": name, "points": [[x, y, ""] for x, y in line], "area": [*low, *high[::-1]]}
-        for name, line, low, high in preview_paths(results.comparisons.get("preview"), plane)
+        {
+            "name": name,
+            "points": [[x, y, ""] for x, y in line],
+            "bars": [[line[i], low[i], high[i]] for i in interval_points(len(line))],
+            "look": "preview",
+            "dash": ("7 3", "2 2.5", "10 3 2 3")[number % 3],
+        }
+        for number, (name, line, low, high) in enumerate(preview_paths(results.comparisons.get("preview"), plane))
     ]
 
 

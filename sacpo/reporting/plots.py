@@ -21,6 +21,7 @@ from sacpo.reporting.series import (
     counts_text,
     drawn,
     front_points,
+    interval_points,
     optima,
     point_label,
     preview_paths,
@@ -110,7 +111,6 @@ def _draw_win_rates(axes: Axes, results: Results) -> None:
 
 
 _DASHES = ((0, (4, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)))
-_MARKED = 6  # points of a preview that show their intervals; bands of several paths would hide each other
 
 
 def _draw_preview(axes: Axes, results: Results, columns: tuple[str, str]) -> None:
@@ -118,7 +118,7 @@ def _draw_preview(axes: Axes, results: Results, columns: tuple[str, str]) -> Non
         points, low, high = map(np.array, path)
         dash = _DASHES[number % len(_DASHES)]
         axes.plot(*points.T, color=PREVIEW, linewidth=1.8, linestyle=dash, zorder=3, label=name)
-        marked = np.unique(np.linspace(0, len(points) - 1, _MARKED).astype(int))
+        marked = interval_points(len(points))
         below, above = (points - low)[marked].T.clip(0), (high - points)[marked].T.clip(0)
         x, y = points[marked].T
         axes.errorbar(

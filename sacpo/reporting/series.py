@@ -171,6 +171,12 @@ def counts_text(verdicts: pd.DataFrame) -> str:
 
 
 Points = list[list[float]]
+_MARKED = 6  # points of a preview that show their intervals; bands of several paths would hide each other
+
+
+def interval_points(count: int) -> list[int]:
+    """The points of a preview, among so many, that show their intervals."""
+    return sorted({round(i * (count - 1) / (_MARKED - 1)) for i in range(_MARKED)})
 
 
 def preview_paths(preview: pd.DataFrame | None, columns: tuple[str, str]) -> list[tuple[str, Points, Points, Points]]:

@@ -102,7 +102,8 @@ function drawChart(plane, choice) {
   const box = byId(`chart-${plane.id}`);
   box.replaceChildren();
   if (!trials.length) { box.append(element("p", {}, data.empty)); return; }
-  const width = 640, height = 520, left = 58, right = 16, top = 14, bottom = 46;
+  const width = Math.max(300, Math.min(640, box.clientWidth || 640)), height = Math.round(120 + 0.625 * width);
+  const left = 58, right = 16, top = 14, bottom = 46;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": plane.title }, box);
   const counted = trials.filter((t) => !t.sentinel);
   const extent = (name) => (counted.length ? counted : trials).flatMap((t) =>
@@ -151,8 +152,10 @@ function drawChart(plane, choice) {
     const marks = points.filter(([, , name]) => name);
     const cross = (x, y) => `M${x - 5},${y - 5}l10,10m0,-10l-10,10`;
     const d = marks.length ? marks.map(([x, y]) => cross(X(x), Y(y))).join("") : path(points);
-    if (curve.area) shape("path", { d: `${path(curve.area)}Z`, class: "preview-band" }, svg);
-    const line = shape("path", { d, class: marks.length ? "cross" : curve.area ? "preview" : "curve" }, svg);
+    for (const [[x, y], low, high] of curve.bars || []) {
+      shape("path", { d: path([[low[0], y], [high[0], y]]) + path([[x, low[1]], [x, high[1]]]), class: "preview-bar" }, svg);
+    }
+    const line = shape("path", { d, class: curve.look, "stroke-dasharray": curve.dash }, svg);
     shape("title", {}, line).textContent = [curve.name, ...marks.map(([, , name]) => name)].join(" ");
   }
   if (plane.front.length) {
@@ -204,6 +207,20 @@ function drawChart(plane, choice) {
     });
     group.dataset.trial = t.id;
   }
+  drawLines(plane, box);
+}
+
+// The names of a chart's lines.
+function drawLines(plane, box) {
+  const lines = plane.curves.map((curve) => [curve.name, curve.look, curve.dash]);
+  if (plane.front.length) lines.push(["front (outlined)", "stairs", ""]);
+  box.append(element("div", { class: "lines" }, ...lines.map(([name, look, dash]) => {
+    const item = element("span");
+    const svg = shape("svg", { viewBox: "0 0 34 10", width: 34, height: 10, "aria-hidden": "true" }, item);
+    shape("path", { d: look === "cross" ? "M13,1l8,8m0,-8l-8,8" : "M0,5H34", class: look, "stroke-dasharray": dash }, svg);
+    item.append(` ${name}`);
+    return item;
+  })));
 }
 
 // A place beside the point that touches no marker and no other label; null if there is none (the tip still names it).
@@ -317,7 +334,7 @@ function showAnswers() {
     return element("tr", {}, prompt, ...sides.map((answers) => answerCell(answers[i])));
   }));
   byId("answers-note").textContent =
-    `${Math.min(count, order.length)} of ${data.prompt_counts[criterion]} prompts, those with the largest difference first` +
+    `${Math.min(count, order.length)} of ${data.prompt_counts[criterion]} prompts for ${criterion}, those with the largest difference first` +
     (prompts.length < data.prompt_counts[criterion] ? `; the page holds the ${prompts.length} on which policies differ most` : "") + ".";
 }
 
@@ -375,6 +392,11 @@ for (const id of ["policy-0", "policy-1", "criterion", "shown"]) {
   });
 }
 addEventListener("beforeprint", () => document.querySelectorAll("details.open-in-print").forEach((d) => { d.open = true; }));
+let drawnAt = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== drawnAt) redraw();
+  drawnAt = innerWidth;
+});
 drawLegend();
 redraw();
 showAnswers();
