@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sacpo.reporting.series import INK, lighter, look
 
@@ -57,11 +57,11 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def _styles(labels: list[str]) -> list[dict[str, object]]:
+def _styles(labels: list[str]) -> list[dict[str, Any]]:
     """Name, colour, marker and dashes of each stage, from the labels of the training steps."""
     chains: dict[str, list[str]] = {}  # method to its chains; further ones are lighter
     numbers: dict[str, int] = {}  # stages of each chain so far
-    styles = []
+    styles: list[dict[str, Any]] = []
     for label in labels:
         name = label.removeprefix("train ")
         chain = re.sub(r"@[^>\s]+| seed \d+", "", name)
