@@ -76,6 +76,20 @@ def test_a_training_that_can_never_fit_is_refused_with_the_setting_that_makes_it
         memory.check_fits(replicated, LLAMA_7B, (), 80e9, "a card", None)
 
 
+def test_offloaded_states_need_the_nodes_memory_instead_of_the_gpus() -> None:
+    settings = {"model__dtype": "bfloat16", "resources__workers": 2, "resources__gpus_per_worker": 1}
+    plan = make_plan(space(resources__optimizer_offload=True, **settings))
+    stage = next(step for step in plan.steps.values() if isinstance(step.payload, DPOPayload))
+    assert isinstance(stage.payload, DPOPayload)
+    assert memory.state_bytes(stage, stage.payload, LLAMA_7B, plan) == LLAMA_7B.parameters * 2 / 2
+    assert memory.check_fits(plan, LLAMA_7B, (), 24e9, "a card", None) == []
+    with pytest.raises(SacpoError, match=r"a card has 24.0 GB.*optimizer_offload: true"):
+        memory.check_fits(make_plan(space(**settings)), LLAMA_7B, (), 24e9, "a card", None)
+    memory.check_offload_fits(plan, LLAMA_7B, (), 60e9)
+    with pytest.raises(SacpoError, match=r"keeps 53\.9 GB .* the largest node has 50\.0 GB for one"):
+        memory.check_offload_fits(plan, LLAMA_7B, (), 50e9)
+
+
 def test_long_texts_that_may_not_fit_give_a_note_and_a_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
     long = {"model__dtype": "bfloat16", "data__max_length": 4096, "resources__per_device_batch": 16}
     plan = make_plan(space(resources__workers=2, **long))

@@ -90,6 +90,13 @@ def test_a_later_stage_trains_in_the_processes_of_the_one_before(train: TrainSta
     assert later.record.workers == 2
 
 
+def test_an_offloaded_optimizer_changes_no_number(train: TrainStage) -> None:
+    changes = {"resources__workers": 2, "resources__per_device_batch": 16}
+    offloaded, kept = train(resources__optimizer_offload=True, **changes), train(**changes)
+    assert offloaded.record.step_id == kept.record.step_id
+    assert offloaded.losses() == pytest.approx(kept.losses(), rel=1e-6)
+
+
 def test_one_worker_gives_exactly_the_numbers_of_the_calling_process(train: TrainStage, train_here: TrainStage) -> None:
     changes = {"resources__workers": 1, "resources__sharding": "ddp"}
     there, here = train(**changes), train_here(**changes)

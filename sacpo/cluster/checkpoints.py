@@ -32,12 +32,13 @@ class GroupCheckpoints:
         job: The training job.
         rank: Number of the worker.
         workers: Workers of the group. ZeRO-3 cannot resume with another number of them, so a group of another size
-            does not see these checkpoints and starts the stage again.
+            does not see these checkpoints and starts the stage again; nor does one with other optimizer offloading.
     """
 
     def __init__(self, job: Job[Any], rank: int, workers: int) -> None:
         self._files = job.store.files
-        self._root = f"{job.store.checkpoint_key(job.step.id)}/{job.resources.sharding}-{workers}"
+        offload = "-offload" if job.resources.optimizer_offload else ""
+        self._root = f"{job.store.checkpoint_key(job.step.id)}/{job.resources.sharding}{offload}-{workers}"
         self._rank, self._workers = rank, workers
 
     def keep(self, folder: Path, update: int) -> None:

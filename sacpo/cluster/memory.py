@@ -112,20 +112,37 @@ def remaining_trainings(plan: Plan, done: Collection[str]) -> dict[str, tuple[St
 
 
 def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
-    """Bytes of parameters, gradients and optimizer states that each worker of a training step holds.
+    """Bytes of parameters, gradients and optimizer states that each worker of a training step holds on its device.
 
     ZeRO (Rajbhandari et al. 2020, section 3.1): 16 bytes per parameter for AdamW with float32 states, divided among all
     workers. Plain data parallelism keeps everything on every worker.
     LoRA has gradients and states of the adapters alone, and needs no second model for a live reference.
+    Offloading leaves the weights that the GPU computes with (ZeRO-Offload, Ren et al. 2021, section 4.1).
     """
     resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
     zero3, adapters = resources.sharding == "zero3", lora_of(payload)
-    total = 16.0 * (size.parameters if adapters is None else size.adapter_parameters(adapters))
+    is_offloaded = resources.optimizer_offload and resources.gpus_per_worker
+    total = _trained(payload, size) * (float(bytes_per_number) if is_offloaded else 16.0)
     if adapters is not None:
         total += base_bytes(payload, size)
     elif resources.reference == "live" and "reference" in step.parents:
         total += size.parameters * (bytes_per_number if zero3 else 4)
     return total / (resources.workers if zero3 else 1)
+
+
+def offloaded_bytes(payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
+    """Bytes of gradients, float32 weights and AdamW's states that each worker holds in its node's memory, not its
+    GPU's: 16 per trained parameter, divided among all workers; 0 unless they are offloaded."""
+    resources = plan.space.resources
+    if not (resources.optimizer_offload and resources.gpus_per_worker):
+        return 0.0
+    return 16.0 * _trained(payload, size) / resources.workers
+
+
+def _trained(payload: AnyTrainPayload, size: ModelSize) -> int:
+    """Parameters that a step trains."""
+    adapters = lora_of(payload)
+    return size.parameters if adapters is None else size.adapter_parameters(adapters)
 
 
 def base_bytes(payload: AnyTrainPayload, size: ModelSize) -> float:
@@ -210,7 +227,35 @@ def check_fits(
     return notes
 
 
+def check_offload_fits(plan: Plan, size: ModelSize, done: Collection[str], memory: float | None) -> None:
+    """Refuse a plan whose offloaded optimizer states can never fit.
+
+    Args:
+        plan: The plan.
+        size: Sizes of the model.
+        done: Steps that are done already.
+        memory: Bytes of a node's memory that one worker can have at most; None if unknown.
+
+    Raises:
+        SacpoError: names the step that cannot fit and the settings that help.
+    """
+    steps = remaining_trainings(plan, done).values()
+    needed, label = max((offloaded_bytes(payload, size, plan), step.label) for step, payload in steps)
+    if memory is not None and needed > memory:
+        raise SacpoError(
+            f"{label} can never fit: resources.optimizer_offload keeps {needed / _GB:.1f} GB of each worker in its "
+            f"node's memory, and the largest node has {memory / _GB:.1f} GB for one; set resources.workers higher, "
+            "use nodes with more memory, or resources.optimizer_offload: false"
+        )
+
+
 def _way_out(plan: Plan) -> str:
-    if plan.space.resources.sharding == "ddp":
+    resources = plan.space.resources
+    if resources.sharding == "ddp":
         return "resources.sharding: zero3 divides them among the workers"
+    if resources.gpus_per_worker and not resources.optimizer_offload:
+        return (
+            "set resources.workers higher, so that each holds a smaller part, resources.optimizer_offload: true, so "
+            "that the node's memory holds the most of it, or use larger machines or a smaller model"
+        )
     return "set resources.workers higher, so that each holds a smaller part, or use larger machines or a smaller model"

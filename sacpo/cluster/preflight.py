@@ -92,6 +92,7 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
     if size is None:
         return ["memory was not checked: the model's configuration cannot be read from this machine"]
     if plan.space.resources.gpus_per_worker:
+        memory.check_offload_fits(plan, size, done, cpu_memory(nodes, plan.space.resources))
         accelerators = [report.accelerator_bytes for report in reports if report.accelerator_bytes is not None]
         available, device = max(accelerators, default=None), "the largest accelerator"
     else:

@@ -103,8 +103,12 @@ def deepspeed_config(job: Job[AnyTrainPayload]) -> dict[str, Any]:
     if on_cpu:
         load_operator()
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False)
+    zero: dict[str, Any] = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    if job.resources.optimizer_offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not on_cpu}
     return {
-        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,  # the trainer's own AdamW, so that offloading changes no result
         "bf16": {"enabled": job.payload.dtype == "bfloat16"},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

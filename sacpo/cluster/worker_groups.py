@@ -230,6 +230,7 @@ def shape(resources: Resources) -> tuple[Any, ...]:
         resources.cpus_per_worker,
         resources.gpus_per_worker,
         resources.sharding,
+        resources.optimizer_offload,
         resources.max_restarts,
     )
 

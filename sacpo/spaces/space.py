@@ -321,6 +321,11 @@ class Resources(Strict):
     sharding: Literal["zero3", "ddp"] = Field(
         "zero3", description="zero3 (default) shards a policy over the workers; ddp gives each worker a whole one"
     )
+    optimizer_offload: bool = Field(
+        False,
+        description="keep gradients, AdamW's states and the float32 weights in the node's memory instead of the GPU's "
+        "(ZeRO-Offload); same results, slower; needs sharding: zero3; default false",
+    )
     reference: Literal["precomputed", "live"] = Field(
         "precomputed",
         description="log-probabilities of the reference policy: precomputed once for all stages (default), or live "

@@ -47,6 +47,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_loading(space, report)
     _check_judges(space, report)
     _check_overrides(space, report)
+    _check_resources(space, report)
     _check_batches(space, report)
     _check_constraints(space, report)
     _check_preview(space, report)
@@ -250,6 +251,15 @@ def _check_overrides(space: Space, report: Report) -> None:
             report(setting, f"unknown objective {objective!r}; data.preferences has {known}")
         if space.training.method(method) is None:
             report(setting, f"changes training.{method}, which is absent; give its settings, or leave the override out")
+
+
+def _check_resources(space: Space, report: Report) -> None:
+    if space.resources.optimizer_offload and space.resources.sharding != "zero3":
+        report(
+            ("resources", "optimizer_offload"),
+            f"is true, but resources.sharding is {space.resources.sharding}, and only DeepSpeed's zero3 offloads; set "
+            "resources.sharding: zero3, or leave optimizer_offload out",
+        )
 
 
 def _check_batches(space: Space, report: Report) -> None:

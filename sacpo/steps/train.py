@@ -100,7 +100,7 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     report.effective = effective_training(stage, payload, batch, zero_stage=3 if context.deepspeed else 0)
     trainer.train(resume_from_checkpoint=str(context.resume_from) if context.resume_from else None)
     if context.deepspeed:
-        _check_engine(trainer, batch)
+        _check_engine(trainer, batch, is_offloaded=job.resources.optimizer_offload)
     elif trainer.model.dtype == torch.float32:
         trainer.model.to(getattr(torch, payload.dtype))  # rounded once, as ZeRO-3 rounds its float32 weights
     if trainer.state.global_step != updates:
@@ -207,12 +207,15 @@ def class_weights(labels: list[bool]) -> tuple[float, float]:
     return max(1.0, undesirable / desirable), max(1.0, desirable / undesirable)
 
 
-def _check_engine(trainer: Any, batch: Batch) -> None:
-    """Raises StepError if DeepSpeed's engine did not shard the parameters, or trained with another batch size."""
+def _check_engine(trainer: Any, batch: Batch, *, is_offloaded: bool) -> None:
+    """Raises StepError if DeepSpeed's engine sharded, offloaded or batched otherwise than requested."""
     engine = trainer.model_wrapped
-    stage, size = engine.zero_optimization_stage(), engine.train_batch_size()
-    if stage != 3 or size != batch.total:
-        raise StepError(f"DeepSpeed ran ZeRO stage {stage} with batches of {size}; requested were 3 and {batch.total}")
+    effective = engine.zero_optimization_stage(), engine.train_batch_size(), engine.optimizer.offload_optimizer
+    requested = 3, batch.total, is_offloaded
+    if effective != requested:
+        raise StepError(
+            f"DeepSpeed ran with (ZeRO stage, batch size, optimizer offload) {effective}; requested were {requested}"
+        )
 
 
 def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
