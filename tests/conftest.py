@@ -6,6 +6,7 @@ one cluster starts. The results of small sweeps are made once, and both processe
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -45,6 +46,23 @@ def ray_cluster() -> Iterator[None]:
         tuner.cluster("local", num_cpus=2, _temp_dir=folder),
     ):
         yield
+
+
+@pytest.fixture
+def on_cluster(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process use that cluster instead of starting one."""
+    from sacpo.cluster import tuner
+
+    monkeypatch.setattr(tuner, "cluster", lambda *_, **__: contextlib.nullcontext())
+
+
+@pytest.fixture(scope="session")
+def worker_group(ray_cluster: None) -> Iterator[Callable[[str], None]]:
+    """Announces a stage of two workers, and another one after it, so that its worker group waits for the next test."""
+    from sacpo.cluster.worker_groups import GROUPS, RunningStep
+
+    yield lambda stage: GROUPS.follow([RunningStep(name, 2, is_stage=True) for name in (stage, "a later stage")], 2)
+    GROUPS.follow(None, slots=0)
 
 
 @pytest.fixture(scope="session")
@@ -114,8 +132,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark slow tests, and arrange all tests for two processes.
 
     Tests on a Ray cluster or on a bucket are slow. The sweep of `small_results` is the one that is not. Tests on the
-    cluster are one group, which starts first; then come the other slow tests, each by itself, those with the longest
-    timeout first, and last the fast ones, by file, so that the two processes end at about the same time.
+    cluster are one group, which starts first. Its last tests are those on the worker group that waits for the next
+    stage and holds the cluster's CPUs: first those of one file, whose fixture `base` needs these CPUs, then others.
+    Then come the other slow tests, each by itself, those with the longest timeout first, and last the fast ones, by
+    file, so that the two processes end at about the same time.
     """
     on_ray = {item.path for item in items if "small_results" in getattr(item, "fixturenames", ())}
     order: dict[str, tuple[int, float]] = {}
@@ -125,7 +145,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         if "ray_cluster" in fixtures:
             item.add_marker(pytest.mark.xdist_group("ray"))
-            order[item.nodeid] = 0, 0.0
+            order[item.nodeid] = 0, 0.0 if "worker_group" not in fixtures else 1.0 if "base" in fixtures else 2.0
         elif item.get_closest_marker("slow"):
             timeout = item.get_closest_marker("timeout")
             order[item.nodeid] = 1, -timeout.args[0] if timeout else 0.0

@@ -64,6 +64,8 @@ def train_metrics(record: StepRecord) -> Any:
 
 
 TrainStage = Callable[..., Stage]
+Expect = Callable[[str], None]
+"""Announces a stage by its id (the fixture `worker_group`)."""
 
 
 def stage_plan(method: str = "dpo", seed: int = 0, **changes: Any) -> Plan:

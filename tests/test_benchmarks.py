@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 from unittest import mock
 
@@ -16,18 +15,14 @@ from tests.spaces import ROOT
 
 BENCHMARKS = sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("[!_]*.py"))
 ON_RAY = {"scheduling", "stage_overhead", "worker_death"}
-"""Benchmarks that start Ray at toy size too. They need a process of their own, and are slow."""
-SLOW = ON_RAY | {"gpu", "paper_grid", "s3_store", "soak"}
+"""Benchmarks that use a cluster at toy size too: here that of the session."""
+SLOW = {"gpu", "paper_grid", "s3_store", "soak"}
 """Benchmarks that start other processes, or take longer than a few seconds at toy size."""
 
 
 def run_benchmark(name: str) -> Answer:
-    """Run a benchmark at toy size, in the calling process unless it starts Ray."""
-    module = f"tests.benchmarks.{name}"
-    if name in ON_RAY:
-        command = [sys.executable, "-m", module, "--smoke"]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
-    benchmark = importlib.import_module(module)
+    """Run a benchmark at toy size in the calling process."""
+    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
 
     def main(_: list[str]) -> int:
         benchmark.main()
@@ -38,10 +33,21 @@ def run_benchmark(name: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BENCHMARKS]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BENCHMARKS if name not in ON_RAY],
 )
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
-    answer = run_benchmark(name)
+    check(run_benchmark(name))
+
+
+@pytest.mark.usefixtures("on_cluster")
+@pytest.mark.parametrize("name", sorted(ON_RAY))
+def test_a_benchmark_on_a_cluster_runs_at_toy_size(name: str) -> None:
+    check(run_benchmark(name))
+
+
+def check(answer: Answer) -> None:
+    """The benchmark ended well, and its last line has figures."""
     assert answer.returncode == 0, answer.stdout + answer.stderr
     figures = json.loads(answer.stdout.splitlines()[-1])
     assert figures
@@ -49,5 +55,5 @@ def test_a_benchmark_runs_at_toy_size(name: str) -> None:
 
 
 def test_there_are_benchmarks_to_run() -> None:
-    assert set(BENCHMARKS) > SLOW
+    assert set(BENCHMARKS) > SLOW | ON_RAY
     assert len(BENCHMARKS) > 12

@@ -34,6 +34,7 @@ from sacpo.store.step_store import Store
 from tests.commands import call, sweep_here, write_space
 from tests.models import tiny_chat_model
 from tests.spaces import small, space
+from tests.stages import Expect
 
 FIRST, SECOND = "dpo:helpfulness@2", "dpo:helpfulness@2>dpo:harmlessness@2"
 LORA: dict[str, Any] = {
@@ -257,8 +258,7 @@ def test_settings_at_their_defaults_change_no_id_and_loading_changes_only_what_l
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_zero3_workers_train_the_adapters_of_one_process(tmp_path: Path) -> None:
+def test_two_zero3_workers_train_the_adapters_of_one_process(worker_group: Expect, tmp_path: Path) -> None:
     """Stage 2, which has a frozen adapter below the trained one, and checkpoints on the way."""
     from sacpo.cluster import executor
 
@@ -268,6 +268,7 @@ def test_two_zero3_workers_train_the_adapters_of_one_process(tmp_path: Path) -> 
     here.ensure(stage.parents["reference"])
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     there = Runner(plan, Store(tmp_path / "there"), "t", executor.execute)
+    worker_group(stage.id)
     one, two = here.ensure(stage.id), there.ensure(stage.id)
     assert isinstance(two.effective, TrainEffective)
     assert (two.effective.zero_stage, two.effective.world_size, two.workers) == (3, 2, 2)

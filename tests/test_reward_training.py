@@ -18,12 +18,11 @@ from sacpo.spaces.loading import parse_space
 from sacpo.store.step_store import Store
 from tests.models import tiny_chat_model
 from tests.spaces import small
-from tests.stages import Stage
+from tests.stages import Expect, Stage
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray_cluster")
-def test_two_zero3_workers_train_the_reward_model_of_one_process(tmp_path: Path) -> None:
+def test_two_zero3_workers_train_the_reward_model_of_one_process(worker_group: Expect, tmp_path: Path) -> None:
     rows = [{"prompt": f"Question {i}?", "chosen": f"A kind answer, {i}.", "rejected": "No."} for i in range(60)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prompts.json").write_text('[{"prompt": "Hello?"}]')
@@ -47,6 +46,7 @@ def test_two_zero3_workers_train_the_reward_model_of_one_process(tmp_path: Path)
         here.ensure(parent)
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     there = Runner(plan, Store(tmp_path / "there"), "t", executor.execute)
+    worker_group(judge.id)
     one, two = (Stage(r.ensure(judge.id), r.store.verified_output_dir(judge.id), r.store) for r in (here, there))
     assert (two.effective.zero_stage, two.effective.world_size) == (3, 2)
     assert one.metrics.throughput.padded_because is two.metrics.throughput.padded_because is None

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ import torch
 from sacpo.cluster import executor
 from sacpo.cluster.checkpoints import LATEST
 from sacpo.cluster.workdir import workdir_root
-from sacpo.cluster.worker_groups import GROUPS, RunningStep
 from sacpo.errors import StepError
 from sacpo.execution import in_process
 from sacpo.store.step_store import Store
 from tests.killing import known_checkpoints, train_workers
 from tests.spaces import ROOT
-from tests.stages import Stage, TrainStage, make_base, stage_plan, train_in, trained_once
+from tests.stages import Expect, Stage, TrainStage, make_base, stage_plan, train_in, trained_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -39,29 +37,35 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainStage]:
+def train(base: Path, worker_group: Expect, tmp_path_factory: pytest.TempPathFactory) -> TrainStage:
     """Train a variant on a worker group, which waits for the next one."""
     trained = trained_once(base, executor.execute, tmp_path_factory)
 
     def train(*method: str, **changes: Any) -> Stage:
-        expect(*method, **changes)
+        worker_group(stage_of(*method, **changes))
         return trained(*method, **changes)
 
-    yield train
-    GROUPS.follow(None, slots=0)
+    return train
 
 
-def expect(*method: str, **changes: Any) -> str:
-    """Announce a variant, and another stage after it; returns the id of the variant's stage."""
-    stage = stage_plan(*method, **changes).trials[1].policy["policy"]
-    GROUPS.follow([RunningStep(name, 2, is_stage=True) for name in (stage, "a later stage")], slots=2)
-    return stage
+def stage_of(*method: str, **changes: Any) -> str:
+    """Id of a variant's stage."""
+    return str(stage_plan(*method, **changes).trials[1].policy["policy"])
 
 
 @pytest.fixture(scope="module")
 def train_here(base: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainStage:
     """Train a variant in the calling process."""
     return trained_once(base, in_process.execute, tmp_path_factory)
+
+
+def test_one_worker_gives_exactly_the_numbers_of_the_calling_process(train: TrainStage, train_here: TrainStage) -> None:
+    changes = {"resources__workers": 1, "resources__sharding": "ddp"}
+    there, here = train(**changes), train_here(**changes)
+    assert there.record.step_id == here.record.step_id
+    assert there.effective == here.effective
+    assert there.losses() == here.losses()
+    assert all(torch.equal(value, here.weights()[name]) for name, value in there.weights().items())
 
 
 def test_two_zero3_workers_equal_one_process_with_twice_the_accumulation(
@@ -97,15 +101,6 @@ def test_an_offloaded_optimizer_changes_no_number(train: TrainStage) -> None:
     assert offloaded.losses() == pytest.approx(kept.losses(), rel=1e-6)
 
 
-def test_one_worker_gives_exactly_the_numbers_of_the_calling_process(train: TrainStage, train_here: TrainStage) -> None:
-    changes = {"resources__workers": 1, "resources__sharding": "ddp"}
-    there, here = train(**changes), train_here(**changes)
-    assert there.record.step_id == here.record.step_id
-    assert there.effective == here.effective
-    assert there.losses() == here.losses()
-    assert all(torch.equal(value, here.weights()[name]) for name, value in there.weights().items())
-
-
 def test_the_start_of_a_worker_is_measured_by_part(train: TrainStage) -> None:
     stage = train(resources__workers=2, resources__per_device_batch=16)
     parts = stage.metrics.start_seconds
@@ -132,27 +127,9 @@ def test_a_precomputed_reference_gives_the_losses_of_a_live_one(method: str, tra
     assert reference.workers == 2
 
 
-def test_a_diverged_stage_fails_with_its_reason_and_holds_no_resources(train: TrainStage) -> None:
-    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller") as raised:
-        train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9, resources__workers=2)
-    assert "died" not in str(raised.value), "the stage fails at once and is not restarted"
-    assert all_resources_free()
-
-
-def all_resources_free(timeout: float = 60.0) -> bool:
-    """Whether all CPUs become free and all placement groups are removed within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        groups = [g for g in ray.util.placement_group_table().values() if g["state"] in ("CREATED", "PENDING")]
-        if ray.available_resources().get("CPU") == 2.0 and not groups:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize("damaged", [None, "*/*/**/*.pt", f"*/{LATEST}"], ids=["", "checkpoint", "list"])
 def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
-    train: TrainStage, base: Path, tmp_path: Path, damaged: str | None
+    train: TrainStage, worker_group: Expect, base: Path, tmp_path: Path, damaged: str | None
 ) -> None:
     """`kill -9` of one of two workers: the stage resumes and ends with the weights of a stage without a kill.
 
@@ -161,7 +138,8 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     """
     changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 15}
     intact = train(**changes)
-    step = expect(**changes)
+    step = stage_of(**changes)
+    worker_group(step)
     killed, truncated = threading.Event(), list[Path]()
 
     def kill() -> None:
@@ -183,6 +161,24 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     assert not list(workdir_root().glob(f"{step}-*")), "the folder of the killed worker is removed too"
     assert stage.losses() == intact.losses()
     assert all(torch.equal(value, intact.weights()[name]) for name, value in stage.weights().items())
+
+
+def test_a_diverged_stage_fails_with_its_reason_and_holds_no_resources(train: TrainStage) -> None:
+    with pytest.raises(StepError, match=r"diverged at update \d+ of \d+: the loss is .*try a smaller") as raised:
+        train(training__dpo__learning_rate=0.99, training__dpo__max_grad_norm=1e9, resources__workers=2)
+    assert "died" not in str(raised.value), "the stage fails at once and is not restarted"
+    assert all_resources_free()
+
+
+def all_resources_free(timeout: float = 60.0) -> bool:
+    """Whether all CPUs become free and all placement groups are removed within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        groups = [g for g in ray.util.placement_group_table().values() if g["state"] in ("CREATED", "PENDING")]
+        if ray.available_resources().get("CPU") == 2.0 and not groups:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_a_lock_file_of_a_killed_build_blocks_no_later_stage() -> None:

@@ -104,7 +104,7 @@ def main() -> None:
             record = runner.ensure(stage)
             later_started = time.time()
             later_starts.append(runner.ensure(later).first_update_at - later_started)
-            GROUPS.follow([], slots=2)
+            GROUPS.follow(None, slots=0)
             print(f"ours, on the same group: first update after {later_starts[-1]:.1f} s", flush=True)
             metrics = train_metrics(record)
             ours["start"].append(record.first_update_at - started)
