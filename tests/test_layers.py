@@ -86,6 +86,7 @@ OWNERS = {
     "mlflow": ("reporting/trackers/mlflow_tracker.py",),
     "tensorboardX": ("reporting/trackers/tensorboard_tracker.py",),
     "optuna": ("search/optuna_search.py",),
+    "mergekit": ("steps/merge.py",),
 }
 DISTRIBUTIONS = {
     "yaml": "pyyaml",

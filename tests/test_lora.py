@@ -18,11 +18,14 @@ from transformers import AutoModelForCausalLM
 from sacpo import export
 from sacpo.cluster import memory
 from sacpo.compat.transformers import attention_of
+from sacpo.errors import SpaceError
 from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
 from sacpo.planning.plan import Plan, Step
 from sacpo.planning.planner import make_plan
 from sacpo.planning.records import TrainEffective, TrainMetrics
+from sacpo.spaces.loading import parse_space
+from sacpo.spaces.merging import Ties
 from sacpo.spaces.model_loading import Loading, LoRA
 from sacpo.spaces.space import SyntheticModel
 from sacpo.steps import model_loading, policies, reference
@@ -169,6 +172,26 @@ def test_a_merge_of_adapters_on_different_bases_averages_all_weights(sweep: Swee
     parents = {"first": other, "second": sweep.folder(SECOND), "second_base": sweep.base}
     second, average = sweep.weights(SECOND), policies.load_policy(parents, 0.25)[0].state_dict()
     assert all(close(average[name], 0.75 * shifted[name] + 0.25 * second[name]) for name in shifted)
+
+
+def test_a_merge_of_adapters_that_is_not_linear_merges_all_weights(sweep: Sweep) -> None:
+    how = Ties(kind="ties", density=1)
+    merged = policies.load_policy(sweep.ends() | {"origin": sweep.base}, 0.25, how)[0].state_dict()
+    first, second = sweep.weights(FIRST), sweep.weights(SECOND)
+    for name, origin in AutoModelForCausalLM.from_pretrained(sweep.base).state_dict().items():
+        a, b = 0.75 * (first[name] - origin), 0.25 * (second[name] - origin)
+        sign = torch.where(a + b >= 0, 1.0, -1.0)
+        votes = 0.75 * (a.sign() == sign) + 0.25 * (b.sign() == sign)
+        kept = torch.where(a.sign() == sign, a, 0) + torch.where(b.sign() == sign, b, 0)
+        assert close(merged[name], origin + torch.where(votes > 0, kept / votes.clamp(min=0.25), 0))
+
+
+def test_four_bit_weights_have_linear_merges_only() -> None:
+    data = small(**LORA)
+    data["model"] = {"kind": "pretrained", "path": "a/model", "revision": "main", "quantization": "nf4"}
+    data["merges"][0]["combination"] = {"kind": "slerp"}
+    with pytest.raises(SpaceError, match=r"merges.0.combination: is not linear.*give combination: {kind: linear}"):
+        parse_space(data)
 
 
 def test_one_base_answers_for_several_adapters(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

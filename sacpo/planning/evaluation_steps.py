@@ -35,6 +35,7 @@ from sacpo.spaces.evaluation import (
     RewardModelJudge,
     TrainedJudge,
 )
+from sacpo.spaces.merging import LINEAR, Combination
 from sacpo.spaces.space import Space
 from sacpo.synthetic.world import WORLD_VERSION
 
@@ -55,14 +56,16 @@ class EvaluationSteps:
         self.graph, self.space, self.prompts, self.judge_models = graph, space, prompts, judge_models
         self.criteria = space.evaluation.criteria
 
-    def generate(self, policy: dict[str, str], q: float | None, sft: str, label: str) -> dict[str, str]:
+    def generate(
+        self, policy: dict[str, str], q: float | None, combination: Combination, sft: str, label: str
+    ) -> dict[str, str]:
         """Each criterion's answers of a policy."""
         parents = dict(policy)
         generation = self.space.evaluation.generation
         plain_samples = generation.temperature == 1.0 and generation.top_p == 1.0
         if not self.space.synthetic and policy != {"policy": sft} and plain_samples:
             parents["sft"] = sft  # KL to the SFT policy is estimated on the policy's own samples
-        return {criterion: self._answers(criterion, label, parents, q=q) for criterion in self.criteria}
+        return {criterion: self._answers(criterion, label, parents, q, combination) for criterion in self.criteria}
 
     def sentinel(self, name: str, sft: str) -> dict[str, str]:
         """Each criterion's answers of a sentinel: one refusal to every prompt, or the longest of several answers."""
@@ -80,6 +83,7 @@ class EvaluationSteps:
         label: str,
         parents: dict[str, str],
         q: float | None = None,
+        combination: Combination = LINEAR,
         refusal: str | None = None,
         keep_longest_of: int = 1,
     ) -> str:
@@ -88,6 +92,7 @@ class EvaluationSteps:
             prompts=self.prompts[criterion],
             prompt_template=self.space.prompt_template,
             q=q,
+            combination=combination,
             refusal=refusal,
             keep_longest_of=keep_longest_of,
             loading=self.space.model.loading,

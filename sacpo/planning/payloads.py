@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from sacpo.spaces.evaluation import Generation, JudgeSettings
+from sacpo.spaces.merging import LINEAR, Combination
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.model_loading import Loading, LoRA
 from sacpo.spaces.sources import SyntheticDemonstrations, SyntheticPreferences
@@ -218,6 +219,7 @@ class ProbabilitiesPayload(Payload):
 
     world: int
     q: float | None = None
+    combination: Combination = LINEAR
     loading: Loading = Loading()
 
 
@@ -234,6 +236,7 @@ class GeneratePayload(Payload):
     prompts: str
     prompt_template: str
     q: float | None = None
+    combination: Combination = LINEAR
     refusal: str | None = None
     keep_longest_of: int = 1
     loading: Loading = Loading()

@@ -17,11 +17,12 @@ from sacpo.errors import SacpoError
 from sacpo.hashing import content_id
 from sacpo.planning.kinds import KINDS
 from sacpo.planning.payloads import Frozen, Payload, RewardPayload
+from sacpo.spaces.merging import FIRST, LINEAR, SECOND, Combination
 from sacpo.spaces.search import Proposal
 from sacpo.spaces.space import Space
 
-MERGED_ROLES = ("first", "second")
-"""Roles of two policies whose weights are averaged: (1-q) x the first + q x the second."""
+MERGED_ROLES = (FIRST, SECOND)
+"""Roles of two policies whose weights are merged: (1-q) x the first + q x the second, or another combination."""
 MIXED_ROLES = ("mixed_first", "mixed_second")
 """Roles of two policies whose logits are mixed when they answer."""
 
@@ -57,9 +58,10 @@ class Trial(Frozen):
     """One policy of the sweep, evaluated: a row of the trial table. Steps are given by id.
 
     Attributes:
-        policy: The step that produces the policy, as `policy`; for a merge the steps whose weights are averaged by `q`,
-            as `first` and `second`, or whose logits are mixed, as `mixed_first` and `mixed_second`; empty for a
-            sentinel, which has answers only.
+        policy: The step that produces the policy, as `policy`; for a merge the steps whose weights are merged by `q`,
+            as `first` and `second`, with `origin` where task vectors are merged; or those whose logits are mixed, as
+            `mixed_first` and `mixed_second`; empty for a sentinel, which has answers only.
+        combination: How the weights of `first` and `second` are merged; without meaning for other policies.
         kl_parameters: KL parameter of each stage of the chain: beta, then beta/lambda for every later stage.
         probabilities: The step that computes the exact probabilities; None outside the synthetic world.
         generate: Criterion to the step that answers its prompts.
@@ -78,6 +80,7 @@ class Trial(Frozen):
     policy: dict[str, str]
     kl_parameters: tuple[float, ...] = ()
     q: float | None = None
+    combination: Combination = LINEAR
     seed: int | None = None
     probabilities: str | None = None
     generate: dict[str, str] = Field(default_factory=dict)
@@ -95,6 +98,11 @@ class Trial(Frozen):
     def beta_over_lambda(self) -> float | None:
         """KL parameter of the second stage; None unless the chain has exactly two stages."""
         return self.kl_parameters[1] if len(self.kl_parameters) == 2 else None
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether the policy is a merge of the weights of two others."""
+        return MERGED_ROLES[0] in self.policy
 
     @property
     def steps(self) -> tuple[str, ...]:

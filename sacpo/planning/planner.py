@@ -14,13 +14,14 @@ from typing import Any, assert_never
 from sacpo.hashing import content_id
 from sacpo.planning.evaluation_steps import EvaluationSteps, judge_model_key, judges_of
 from sacpo.planning.graph import Graph
-from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload
+from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPayload, hashed
 from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
 from sacpo.planning.preview import families, with_likelihoods
 from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.evaluation import TrainedJudge
+from sacpo.spaces.merging import LINEAR, ORIGIN
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.search import Proposal
 from sacpo.spaces.space import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo, Space
@@ -118,15 +119,16 @@ class _Trials:
 
     def _answered(self, method: str, label: str, chain: str, policy: dict[str, str], **values: Any) -> Trial:
         """A trial with its policy and answers, not judged yet."""
-        q = values.get("q")
+        q, combination = values.get("q"), values.get("combination", LINEAR)
+        differs = {} if combination == LINEAR else {"combination": hashed(combination)}
         return Trial(
-            trial_id=content_id("trial", {"policy": policy, "q": q}),
+            trial_id=content_id("trial", {"policy": policy, "q": q, **differs}),
             label=label,
             method=method,
             chain=chain,
             policy=policy,
-            probabilities=self.training.probabilities(policy, q, label) if self.space.synthetic else None,
-            generate=self.evaluation.generate(policy, q, self.training.sft, label),
+            probabilities=self.training.probabilities(policy, q, label, combination) if self.space.synthetic else None,
+            generate=self.evaluation.generate(policy, q, combination, self.training.sft, label),
             **values,
         )
 
@@ -186,12 +188,16 @@ class _Trials:
         kl_parameters: tuple[float, ...],
         seed: int,
     ) -> None:
-        """One trial a q: the averages of the policies at two ends, or the mixtures of their logits."""
+        """One trial for each q and combination: merges of the policies at two ends, or the mixtures of their logits."""
         roles = MIXED_ROLES if isinstance(merge, LogitMix) else MERGED_ROLES
         policy = {role: self.training.chain(*end, seed) for role, end in zip(roles, ends, strict=True)}
-        for q in merge.q:
-            label = f"{merge.method} q={q:g} ({inner}){seed_label(self.space, seed)}"
-            self._add(merge.method, label, chain, policy, kl_parameters=kl_parameters, q=q, seed=seed)
+        for combination in [LINEAR] if isinstance(merge, LogitMix) else merge.combination:
+            origin = {ORIGIN: self.training.sft} if combination.uses_origin else {}
+            how = merge.method if combination == LINEAR else f"{merge.method} {combination.text}"
+            for q in merge.q:
+                label = f"{how} q={q:g} ({inner}){seed_label(self.space, seed)}"
+                values = {"kl_parameters": kl_parameters, "q": q, "combination": combination, "seed": seed}
+                self._add(merge.method, label, chain, policy | origin, **values)
 
     def _variants(self, grid: ChainGrid) -> Iterator[tuple[Chain, tuple[float, ...], int]]:
         chain = parse_chain(grid.chain)

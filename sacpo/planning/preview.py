@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sacpo.planning.graph import Graph
 from sacpo.planning.payloads import LikelihoodsPayload
 from sacpo.planning.plan import Trial
+from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.space import Space
 
 
@@ -23,7 +24,7 @@ class Family:
         first: The policy before the chain's last stage (lambda = 0).
         second: The most conservative policy after it (lambda = L).
         trained: The other policies after it, by descending KL parameter.
-        stones: Weight merges of the first policy and one of the others, 0 < q < 1.
+        stones: Linear weight merges of the first policy and one of the others, 0 < q < 1.
     """
 
     first: Trial
@@ -63,6 +64,7 @@ def families(trials: Iterable[Trial]) -> Iterator[Family]:
             t
             for t in trials
             if t.method == "p-sacpo" and t.policy["first"] == first.policy["policy"] and t.q not in (0.0, 1.0)
+            and t.combination == LINEAR
             and (t.chain, t.kl_parameters[:-1], t.seed) == (chain, before, seed)
         )  # fmt: skip
         yield Family(first, second, tuple(trained), tuple(stones))

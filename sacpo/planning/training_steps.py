@@ -19,6 +19,7 @@ from sacpo.planning.payloads import (
     SFTPayload,
 )
 from sacpo.spaces.evaluation import TrainedJudge
+from sacpo.spaces.merging import LINEAR, Combination
 from sacpo.spaces.methods import METHODS, ExampleShape
 from sacpo.spaces.sources import SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.space import Files, PretrainedModel, Space
@@ -66,9 +67,12 @@ class TrainingSteps:
         )
         return self.graph.add("train", f"judge {criterion}", payload, {"policy": self.model, "data": data})
 
-    def probabilities(self, policy: dict[str, str], q: float | None, label: str) -> str:
+    def probabilities(
+        self, policy: dict[str, str], q: float | None, label: str, combination: Combination = LINEAR
+    ) -> str:
         """Exact probabilities of a policy in the synthetic world; returns the step id."""
-        payload = ProbabilitiesPayload(world=WORLD_VERSION, q=q, loading=self.space.model.loading)
+        loading = self.space.model.loading
+        payload = ProbabilitiesPayload(world=WORLD_VERSION, q=q, combination=combination, loading=loading)
         return self.graph.add("probabilities", f"probabilities {label}", payload, policy)
 
     def inspection(self, prompts: str) -> str:

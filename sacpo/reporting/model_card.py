@@ -55,7 +55,8 @@ def model_card(
 
 def _origin(plan: Plan, trial: Trial) -> str:
     steps = " and ".join(f"`{step}`" for step in trial.policy.values())
-    weights = "" if trial.q is None else f" with weights {1 - trial.q:g} and {trial.q:g}"
+    how = f", merged by `{trial.combination.text}`" if trial.is_merge else ""
+    weights = "" if trial.q is None else f"{how} with weights {1 - trial.q:g} and {trial.q:g}"
     sweep = f"from the sweep `{plan.space.name}`, trial `{trial.trial_id}`"
     return f"Method `{trial.method}`, {sweep}, made of {steps}{weights}."
 
@@ -118,11 +119,16 @@ def _merge(plan: Plan, trial: Trial) -> list[str]:
         ]
     labels = {tuple(t.policy.values()): t.label for t in plan.trials}
     lines = ["## The same merge with mergekit", ""]
-    lines += ["`mergekit-yaml mergekit.yaml OUT` averages the weights of two folders beside it:", ""]
+    lines += [f"`mergekit-yaml mergekit.yaml OUT` merges the weights of {len(trial.policy)} folders beside it:", ""]
     for role, step_id in trial.policy.items():
         label = labels.get((step_id,))
         command = f'`sacpo export RESULTS "{label}" {role}`'
         lines.append(f"- `{role}`: {f'output of step `{step_id}` in the store' if label is None else command}")
+    if trial.combination.draws:
+        lines += [
+            "",
+            "mergekit draws the kept entries by a seed of its own, so its weights differ from these.",
+        ]
     return ["\n".join(lines)]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from sacpo.reporting.formats import finite_or_none
 from sacpo.results.exact import chain_objectives
 from sacpo.spaces.evaluation import CRITERIA
+from sacpo.spaces.merging import LINEAR
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +49,13 @@ _OTHER_LOOKS = (("#E69F00", "P"), ("#6A3D9A", "X"), ("#8C564B", "<"))
 """Of methods that are not named above."""
 REFERENCES = ("sft", "sentinel")
 """Methods that belong to no series of policies."""
+_GROUP = ["method", "chain", "combination"]
 _LIGHTER = 0.35  # how much lighter each further chain of a method is drawn
 
 
 @dataclass(frozen=True)
 class Series:
-    """The trials of one method and chain.
+    """The trials of one method, chain and kind of merge.
 
     Attributes:
         name: Name for the legend.
@@ -69,20 +71,24 @@ class Series:
 
 
 def all_series(rows: pd.DataFrame) -> list[Series]:
-    """Group trials by method and chain. A method has one colour and marker; its further chains are lighter.
+    """Group trials by method, chain and kind of merge. A method has one colour and marker, lighter for further groups.
 
     Within a group, trials with another beta, seed or (for merges) beta/lambda are separate runs, so that along a line
     only lambda or q varies.
     """
     series = []
     chains: dict[str, int] = {}
-    for key in rows[["method", "chain"]].fillna("").drop_duplicates().to_dict("records"):
-        method, chain = str(key["method"]), str(key["chain"])
-        group = rows[(rows["method"] == method) & (rows["chain"].fillna("") == chain)]
+    if "combination" not in rows:  # tables of an earlier version
+        rows = rows.assign(combination="")
+    rows = rows.assign(**{name: rows[name].fillna("").astype(str) for name in _GROUP})
+    for key, group in rows.groupby(_GROUP, sort=False):
+        method, chain, combination = map(str, key)
         fixed = ["beta", "seed", "beta_over_lambda"] if group["q"].notna().any() else ["beta", "seed"]
         fixed = ["trial_id"] if method in REFERENCES else fixed
         runs = [run.sort_values(["lambda", "q"]) for _, run in group.groupby(fixed, dropna=False)]
         title = METHOD_NAMES.get(method, method)
+        if combination not in ("", LINEAR.text):
+            title += f" by {combination}"
         name = f"{title}: {chain.replace('>', ' → ')}" if chain else title
         colour, marker = look(method)
         number = chains[method] = chains.get(method, -1) + 1

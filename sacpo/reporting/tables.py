@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -281,7 +281,7 @@ def _categories(results: Results, labels: dict[str, str]) -> Section:
 def _seeds(results: Results) -> Section:
     rows = [
         [
-            f"{row['method']} {row['chain']} {row['kl_parameters']}" + _with_q(row["q"]),
+            f"{row['method']} {row['chain']} {row['kl_parameters']}" + _merge_text(row),
             row["criterion"],
             row["seeds"],
             interval_text(row, "win_rate", "low", "high"),
@@ -316,6 +316,6 @@ def _deviation(variance: Any) -> float | None:
     return None if value is None else value**0.5
 
 
-def _with_q(q: Any) -> str:
-    value = finite_or_none(q)
-    return "" if value is None else f" q={value:g}"
+def _merge_text(row: Mapping[Any, Any]) -> str:
+    value = finite_or_none(row["q"])
+    return "" if value is None else f" {row.get('combination', '')} q={value:g}"

@@ -75,6 +75,7 @@ def _settings(trial: Trial) -> dict[str, Any]:
         "lambda": NAN if beta is None or ratio is None else beta / ratio,
         "kl_parameters": json.dumps(trial.kl_parameters),
         "q": NAN if trial.q is None else trial.q,
+        "combination": trial.combination.text if trial.is_merge else "",
         "seed": pd.NA if trial.seed is None else trial.seed,
     }
 

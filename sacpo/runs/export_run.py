@@ -20,6 +20,7 @@ from sacpo.runs.answer_formats import Answers, Format, write_answers
 from sacpo.runs.choose_run import certificate_of
 from sacpo.runs.report_run import missing_steps, open_store
 from sacpo.spaces.constraints import Constraint
+from sacpo.spaces.merging import LINEAR, Combination
 from sacpo.store.results_location import ResultsLocation
 
 MERGE_FILE = "mergekit.yaml"
@@ -60,10 +61,11 @@ def export_policy(
     policies = with_bases(plan.steps, trial.policy)
     bases = {base_of(plan.steps, step) for step in trial.policy.values()}
     has_adapter = len(policies) > len(trial.policy)
-    if as_adapter and (len(bases) > 1 or not has_adapter or MIXED_ROLES[0] in policies):
+    is_no_sum = MIXED_ROLES[0] in policies or trial.combination != LINEAR
+    if as_adapter and (len(bases) > 1 or not has_adapter or is_no_sum):
         raise SacpoError(
             f"{trial.label} is no adapter on one base, since not all of its stages were trained with LoRA, or it is a "
-            "logit-mix of two policies; leave --adapter out"
+            "logit-mix or a merge that is not linear; leave --adapter out"
         )
     if missing := missing_steps(plan, store, list(policies.values())):
         raise StoreError(f"the store {store.uri} lacks {', '.join(missing)}; run the sweep's own command again")
@@ -77,9 +79,9 @@ def export_policy(
     else:
         shutil.copytree(source, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("history.json", *weights))
         if computed:
-            _write_weights(folders, trial.q, out, as_adapter)
+            _write_weights(folders, trial, out, as_adapter)
         if trial.q is not None and not as_adapter:
-            _write_mergekit(trial, trial.q, out)
+            _write_mergekit(trial.combination, trial.q, out)
     row = results.trials.set_index("trial_id").loc[trial.trial_id].to_dict()
     card = model_card(plan, trial, row, results.sweep, choice, as_adapter, _origin(results))
     (out / "README.md").write_text(card, encoding="utf-8")
@@ -115,14 +117,14 @@ def _origin(results: Results) -> ModelMetrics | None:
     return ModelMetrics.model_validate_json(metrics.iloc[0]) if len(metrics) and metrics.iloc[0] != "{}" else None
 
 
-def _write_weights(folders: dict[str, Path], q: float | None, out: Path, as_adapter: bool) -> None:
-    """Write the weights of an average, of an adapter merged into its base, or of an adapter alone."""
+def _write_weights(folders: dict[str, Path], trial: Trial, out: Path, as_adapter: bool) -> None:
+    """Write the weights of a merge, of an adapter merged into its base, or of an adapter alone."""
     from sacpo.steps.policies import adapter_of, full_policy
 
     if as_adapter:
-        adapter_of(folders, q).write(out)
+        adapter_of(folders, trial.q).write(out)
     else:
-        full_policy(folders, q).save_pretrained(out)
+        full_policy(folders, trial.q, trial.combination).save_pretrained(out)
 
 
 def _write_mix(plan: Plan, trial: Trial, folders: dict[str, Path], out: Path) -> None:
@@ -144,14 +146,13 @@ def _write_mix(plan: Plan, trial: Trial, folders: dict[str, Path], out: Path) ->
     shutil.copyfile(str(logit_mix.__file__), out / "generate.py")
 
 
-def _write_mergekit(trial: Trial, q: float, out: Path) -> None:
-    """Write the configuration with which mergekit makes the same average.
+def _write_mergekit(combination: Combination, q: float, out: Path) -> None:
+    """Write the configuration with which mergekit makes the same merge.
 
     It names the parents by folders beside it; the model card says how to get them.
     """
-    models = [{"model": role, "parameters": {"weight": w}} for role, w in zip(trial.policy, (1 - q, q), strict=True)]
     dtype = json.loads((out / "config.json").read_text())["dtype"]
-    merge = {"merge_method": "linear", "models": models, "dtype": dtype}
+    merge = combination.recipe(q) | {"dtype": "float32", "out_dtype": dtype}
     (out / MERGE_FILE).write_text(json.dumps(merge, indent=1) + "\n")  # JSON is YAML
 
 

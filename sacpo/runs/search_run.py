@@ -18,6 +18,7 @@ from sacpo.results.kept_plan import find_kept, with_added_judges
 from sacpo.results.load import Results, load_folder
 from sacpo.runs.sweep_run import SweepRun
 from sacpo.search.rules import ending
+from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.search import Proposal
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def trial_results(results: Results) -> list[tuple[str, dict[str, Any], bool]]:
     """
     trials = results.trials
     criteria = [name for name in results.sweep.space["evaluation"] if name in trials.columns]
-    policies = trials[trials["method"].isin(["one-step", "sacpo", "p-sacpo"])]
+    is_searched = trials["method"].isin(["one-step", "sacpo", "p-sacpo"])
+    policies = trials[is_searched & trials["combination"].isin(["", LINEAR.text])]
     previews = results.comparisons.get("preview", pd.DataFrame({"chain": [], "beta": []}))
     paths = {key: _path(rows, criteria) for key, rows in previews.groupby(["chain", "beta"], sort=False)}
     answers = []

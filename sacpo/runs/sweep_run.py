@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 
 from rich.console import Console
 
@@ -31,6 +32,7 @@ from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Space
 from sacpo.spaces.validation import judges
@@ -38,7 +40,7 @@ from sacpo.store.backends import check_writable
 from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import CorruptOutput, Store
 from sacpo.store.sweep_registry import Registration
-from sacpo.versions import PACKAGES
+from sacpo.versions import PACKAGES, version
 
 IN_PROCESS = "in-process"
 """The address that stands for the calling process."""
@@ -117,6 +119,11 @@ class SweepRun:
 
     def _check(self) -> None:
         trackers_of(self.plan.space)
+        if _needs_mergekit(self.plan) and find_spec("mergekit") is None:
+            raise SacpoError(
+                "merges.combination is not linear, which mergekit computes, and mergekit is not installed: pip install "
+                "'sacpo[mergekit]', or leave combination out"
+            )
         if self.address in ("local", IN_PROCESS):
             check_keys(self.plan.space)
         if self.address == IN_PROCESS and self.plan.space.model.loading != Loading():
@@ -170,6 +177,8 @@ class SweepRun:
         folder = self.location.folder
         with output_to(folder / "sweep.log"), tuner.cluster(self.address):
             expected = {name: run.versions[name] for name in PACKAGES}
+            if _needs_mergekit(self.plan):
+                expected["mergekit"] = version("mergekit")
             notes = preflight.check_cluster(self.plan, self.store, expected, done)
             for note in notes:
                 console.print(f"note: {note}", markup=False)
@@ -247,6 +256,10 @@ class SweepRun:
             console.print(f"  {os.path.relpath(location.folder / name)}", markup=False)
         if location.uri != str(location.folder):
             console.print(f"  and in {location.uri}", markup=False)
+
+
+def _needs_mergekit(plan: Plan) -> bool:
+    return any(trial.combination != LINEAR for trial in plan.trials)
 
 
 def check_keys(space: Space) -> None:

@@ -29,6 +29,7 @@ from sacpo.spaces.base import (
 from sacpo.spaces.chains import Chain, is_stage, parse_chain
 from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
+from sacpo.spaces.merging import Combinations, only_linear
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.preview import Preview
 from sacpo.spaces.report import Report
@@ -278,10 +279,17 @@ class _LastStage(Strict):
     q: RatioGrid = Field(description="weights of the policy after the last stage, from 0 to 1: one number or a list")
 
 
+_COMBINATION = (
+    "how weights are merged: {kind: linear} (default), {kind: slerp}, {kind: ties, density: 0.5} or "
+    "{kind: dare, density: 0.5}, or a list of these"
+)
+
+
 class PSacpo(_LastStage):
     """(1-q) x the policy before the chain's last stage + q x the policy after it (paper, section 6)."""
 
     method: Literal["p-sacpo"] = Field(description="merges the policies before and after a chain's last stage")
+    combination: Combinations = Field(default_factory=only_linear, description=_COMBINATION)
 
 
 class LogitMix(_LastStage):
@@ -299,6 +307,7 @@ class NaiveMerge(Strict):
     first: Parent = Field(description="policy with weight 1-q")
     second: Parent = Field(description="policy with weight q")
     q: RatioGrid = Field(description="weights of `second`, from 0 to 1: one number or a list")
+    combination: Combinations = Field(default_factory=only_linear, description=_COMBINATION)
 
 
 Merge = Annotated[PSacpo | LogitMix | NaiveMerge, Field(discriminator="method")]

@@ -9,6 +9,7 @@ from typing import assert_never
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.document import Setting, dotted
 from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, TrainedJudge
+from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.space import (
     ChainGrid,
@@ -101,6 +102,13 @@ def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | Logi
 
 def _check_merges(space: Space, report: Report) -> None:
     for i, merge in enumerate(space.merges):
+        quantization = space.model.loading.quantization
+        if isinstance(merge, PSacpo | NaiveMerge) and quantization is not None and {*merge.combination} != {LINEAR}:
+            report(
+                ("merges", i, "combination"),
+                f"is not linear, which merges all weights, but model.quantization is {quantization}: policies are "
+                "adapters on 4-bit weights; give combination: {kind: linear}, which adds adapters, or no quantization",
+            )
         match merge:
             case PSacpo() | LogitMix():
                 _check_chain(space, ("merges", i), merge, report)

@@ -42,7 +42,7 @@ def run(job: Job[GeneratePayload]) -> StepReport:
     if draws > 1:  # several answers of a greedy policy would all be the same
         drawn = {"samples": settings.samples * draws, "temperature": settings.temperature or 1.0}
         settings = settings.model_copy(update=drawn)
-    model, tokenizer = load_policy(job.parents, payload.q, payload.loading, share_base=True)
+    model, tokenizer = load_policy(job.parents, payload.q, payload.combination, payload.loading, share_base=True)
     parents = single(job.parents, "sft")
     sft = load_policy(parents, loading=payload.loading)[0] if parents else None
     prompts = [prompt for prompt in job.prompts for _ in range(settings.samples)]

@@ -65,7 +65,7 @@ def run(job: Job[LikelihoodsPayload]) -> StepReport:
 
 def _computed(job: Job[LikelihoodsPayload], rows: list[Row], report: StepReport) -> list[float]:
     """Each answer's log-probability; the report gets the start of the work and its metrics."""
-    model, tokenizer = load_policy(job.parents, job.payload.q, job.payload.loading, share_base=True)
+    model, tokenizer = load_policy(job.parents, job.payload.q, loading=job.payload.loading, share_base=True)
     template = job.payload.prompt_template
     texts = [render(row["prompt"], tokenizer=tokenizer, template=template) for row in rows]
     prompts = encode(texts, tokenizer=tokenizer, template=template)

@@ -1,7 +1,13 @@
-"""(1-q) x first + q x second, weight by weight, in memory: no merged checkpoint is written unless it is exported."""
+"""Merges of two policies' weights in memory: no merged checkpoint is written unless it is exported.
+
+Linear merges, (1-q) x first + q x second, are computed here. The other combinations are computed by mergekit's own
+functions, from the configuration that an export has as `mergekit.yaml` (`sacpo.spaces.merging`).
+"""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from sacpo.errors import StepError
+from sacpo.spaces.merging import FIRST, SECOND, Combination
 from sacpo.spaces.model_loading import Loading
 from sacpo.steps.adapters import Adapter
 from sacpo.steps.model_loading import load_options
@@ -26,21 +33,32 @@ def merged(first: Path, second: Path, q: float, loading: Loading | None = None) 
         StepError: the parents do not hold the same tensors.
     """
     ours, theirs = _tensors(first), _tensors(second)
+    _check_alike(ours, theirs)
+    return _model(first, {name: interpolate(a, theirs[name], q) for name, a in ours.items()}, loading)
+
+
+def _check_alike(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """Refuse policies of different architectures or vocabularies."""
+    way_out = "merge policies that were trained from one model, with one vocabulary and one number format"
     if ours.keys() != theirs.keys():
         raise StepError(
-            f"cannot merge: the parents hold {len(ours)} and {len(theirs)} tensors, or name them differently"
+            f"cannot merge: the parents hold {len(ours)} and {len(theirs)} tensors, or name them differently; {way_out}"
         )
-    weights = {}
     for name, a in ours.items():
         b = theirs[name]
         if a.shape != b.shape or a.dtype != b.dtype:
-            raise StepError(f"cannot merge: {name} is {a.shape} {a.dtype} in one parent, {b.shape} {b.dtype}")
-        weights[name] = interpolate(a, b, q)
-    config = AutoConfig.from_pretrained(first)
+            raise StepError(
+                f"cannot merge: {name} is {a.shape} {a.dtype} in one parent, {b.shape} {b.dtype}; {way_out}"
+            )
+
+
+def _model(folder: Path, weights: dict[str, torch.Tensor], loading: Loading | None) -> Any:
+    """A model of the folder's architecture with these weights."""
+    config = AutoConfig.from_pretrained(folder)
     architecture = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     options = load_options(loading or Loading(), config.dtype)
     model = architecture.from_pretrained(None, config=config, state_dict=weights, dtype=config.dtype, **options)
-    model.generation_config = GenerationConfig.from_pretrained(first)  # it names the tokens that end an answer
+    model.generation_config = GenerationConfig.from_pretrained(folder)  # it names the tokens that end an answer
     return model
 
 
@@ -83,6 +101,72 @@ def average(parts: list[Part], loading: Loading | None = None) -> Any:
                     total.add_(parameter)
         result = model if result is None else result
     return result.to(dtype)
+
+
+def combined(policies: Mapping[str, Part], q: float, combination: Combination, loading: Loading | None = None) -> Any:
+    """A merge that is not linear, computed in float32 by mergekit and rounded once to the parents' number format.
+
+    All weights are merged: an adapter is added to its base first, in float32. Random numbers are drawn for each tensor
+    anew, by the combination's seed and the tensor's name. Where the combination keeps its ends, q = 0 and q = 1 give
+    the parents themselves.
+
+    Args:
+        policies: The policies by role: `first`, `second` and, for task vectors, `origin`. Their weights are not used.
+        q: Weight of the second policy.
+        combination: How they are merged.
+        loading: How the result is loaded; None: as transformers does by default.
+
+    Raises:
+        StepError: the policies do not hold the same tensors.
+    """
+    adapted = any(part.adapter.factors for part in policies.values())
+    tensors = {role: _all_weights(part) if adapted else _tensors(part.base) for role, part in policies.items()}
+    first = tensors[FIRST]
+    for others in tensors.values():
+        _check_alike(first, others)
+    folder = policies[FIRST].base
+    dtype = AutoConfig.from_pretrained(folder).dtype if adapted else None
+    if combination.keeps_ends and q in (0.0, 1.0):
+        weights = tensors[FIRST if q == 0.0 else SECOND]
+    else:
+        weights = {
+            name: _combined({role: tensors[role][name] for role in tensors}, name, q, combination) for name in first
+        }
+    return _model(folder, {name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}, loading)
+
+
+def _combined(tensors: Mapping[str, torch.Tensor], name: str, q: float, combination: Combination) -> torch.Tensor:
+    """One tensor of the merge, in the number format of the first policy's."""
+    from mergekit.merge_methods import registry
+    from mergekit.merge_methods.base import TensorGroup
+
+    recipe = combination.recipe(q)
+    parameters: dict[str, Any] = dict(recipe["parameters"])
+    for model in recipe["models"]:
+        for key, value in model.get("parameters", {}).items():
+            parameters.setdefault(key, {})[model["model"]] = value
+    # Kept entries are drawn on the CPU, so that they are the same on every machine; sorting is faster on a GPU.
+    device = "cuda" if torch.cuda.is_available() and not combination.draws else "cpu"
+    roles = list(tensors)
+    group = TensorGroup.from_tensors(
+        [tensor.to(device, torch.float32) for tensor in tensors.values()],
+        ids=roles,
+        base_index=roles.index(recipe["base_model"]),
+        name=name,
+    )
+    with torch.random.fork_rng(devices=[]):
+        digest = hashlib.sha256(f"{getattr(combination, 'seed', 0)} {name}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        (result,) = registry.get(recipe["merge_method"])([group], parameters=parameters)
+    merged: torch.Tensor = result.to(tensors[FIRST])
+    return merged
+
+
+def _all_weights(part: Part) -> dict[str, torch.Tensor]:
+    """The weights of a policy in float32, with its adapter added."""
+    model = part.adapter.merged_into(AutoModelForCausalLM.from_pretrained(part.base, dtype=torch.float32))
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    return weights
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

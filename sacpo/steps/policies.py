@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from sacpo.data.batching import with_pad_token
 from sacpo.planning.plan import MIXED_ROLES
+from sacpo.spaces.merging import FIRST, LINEAR, ORIGIN, SECOND, Combination
 from sacpo.spaces.model_loading import Loading
 from sacpo.steps.adapters import Adapter, attach, stacked
 from sacpo.steps.effective import refuse_differences
 from sacpo.steps.logit_mix import LogitMix
-from sacpo.steps.merge import Part, average, merged
+from sacpo.steps.merge import Part, average, combined, merged
 from sacpo.steps.model_loading import effective_loading, load_options
 
 
@@ -34,15 +35,21 @@ _shared: list[_SharedBase] = []  # at most one
 
 
 def load_policy(
-    parents: dict[str, Path], q: float | None = None, loading: Loading | None = None, *, share_base: bool = False
+    parents: dict[str, Path],
+    q: float | None = None,
+    combination: Combination = LINEAR,
+    loading: Loading | None = None,
+    *,
+    share_base: bool = False,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A policy in evaluation mode on this process's device, and its tokenizer, which pads on the left.
 
     Args:
-        parents: The folder of `policy`, or those of `first` and `second`, whose weights are averaged, or those of
-            `mixed_first` and `mixed_second`, whose logits are mixed; for each that is an adapter, the folder of its
-            base as `ROLE_base`.
+        parents: The folder of `policy`; or those of `first` and `second`, whose weights are merged, with `origin` where
+            task vectors are merged; or those of `mixed_first` and `mixed_second`, whose logits are mixed; for each that
+            is an adapter, the folder of its base as `ROLE_base`.
         q: The second's weight; None: one policy.
+        combination: How weights are merged.
         loading: How the base is loaded; None: as transformers does by default.
         share_base: Keep the base of an adapter in this process for the next policy on the same base. The next such call
             takes it over, so only one of these policies can be used at a time.
@@ -55,7 +62,9 @@ def load_policy(
     parts = _parts(parents, q)
     tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
     base, *others = dict.fromkeys(part.base for part in parts)
-    if not others:
+    if combination != LINEAR and q is not None:
+        model = _placed(_merged(parts, parents, combination, loading), loading)
+    elif not others:
         model = _with_adapter(base, loading, _stacked(parts), share_base)
     else:
         model = _placed(_averaged(parts, loading), loading)
@@ -73,9 +82,12 @@ def adapter_of(parents: dict[str, Path], q: float | None = None) -> Adapter:
     return _stacked(_parts(parents, q))
 
 
-def full_policy(parents: dict[str, Path], q: float | None = None) -> Any:
+def full_policy(parents: dict[str, Path], q: float | None = None, combination: Combination = LINEAR) -> Any:
     """A policy with all weights: adapters are added in float32 and rounded once; arguments as for `load_policy`."""
-    return _averaged(_parts(parents, q), Loading())
+    parts = _parts(parents, q)
+    if combination != LINEAR and q is not None:
+        return _merged(parts, parents, combination, Loading())
+    return _averaged(parts, Loading())
 
 
 def release_base() -> None:
@@ -91,10 +103,19 @@ def stop_ids(model: Any) -> list[int]:
 
 def _parts(parents: dict[str, Path], q: float | None) -> list[Part]:
     weights = {"policy": 1.0} if q is None else {"first": 1.0 - q, "second": q}
-    return [
-        Part(parents.get(f"{role}_base", parents[role]), Adapter.read(parents[role]), weight)
-        for role, weight in weights.items()
-    ]
+    return [_part(parents, role, weight) for role, weight in weights.items()]
+
+
+def _part(parents: dict[str, Path], role: str, weight: float) -> Part:
+    return Part(parents.get(f"{role}_base", parents[role]), Adapter.read(parents[role]), weight)
+
+
+def _merged(parts: list[Part], parents: dict[str, Path], combination: Combination, loading: Loading) -> Any:
+    first, second = parts
+    policies = {FIRST: first, SECOND: second}
+    if combination.uses_origin:
+        policies[ORIGIN] = _part(parents, ORIGIN, 0.0)
+    return combined(policies, second.weight, combination, loading)
 
 
 def _stacked(parts: list[Part]) -> Adapter:

@@ -19,8 +19,8 @@ from sacpo.synthetic.world import ANSWERS, PROMPTS, SLOTS, Array
 
 def run(job: Job[ProbabilitiesPayload]) -> StepReport:
     """Write the probabilities, float64 of shape (prompts, answers), in the order of `PROMPTS` and `ANSWERS`."""
-    report = StepReport()
-    model, tokenizer = load_policy(job.parents, job.payload.q, job.payload.loading, share_base=True)
+    report, payload = StepReport(), job.payload
+    model, tokenizer = load_policy(job.parents, payload.q, payload.combination, payload.loading, share_base=True)
     report.first_update_at = time.time()
     save_file({"probabilities": answer_probabilities(model, tokenizer)}, job.folder / PROBABILITIES)
     return report
