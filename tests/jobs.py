@@ -20,6 +20,7 @@ from sacpo.planning.records import (
     Metrics,
     ModelMetrics,
     PreferencesMetrics,
+    RaceMetrics,
     ReferenceMetrics,
     StepResult,
     TrainEffective,
@@ -96,6 +97,7 @@ _METRICS: dict[str, Metrics] = {
     "likelihoods": ReferenceMetrics(examples=0, tokens=0, padding=0),
     "generate": GenerateMetrics(responses=0, tokens=0, finished_fraction=1.0),
     "judge": JudgeMetrics(verdicts=0, calls=0, undecided=0, prompt_tokens=0, completion_tokens=0),
+    "race": RaceMetrics(compared=0, stopped=0),
     "canary": CanaryMetrics(
         verdicts=0, calls=0, undecided=0, prompt_tokens=0, completion_tokens=0, win_rate=1.0, order_inconsistency=None
     ),

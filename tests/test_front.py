@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sacpo.results.front import Resamples, candidates, objective_of, own_verdicts
-from sacpo.spaces.constraints import Constraint
+from sacpo.results.front import Resamples, candidates, own_verdicts
+from sacpo.spaces.constraints import Constraint, objective_of
 from sacpo.statistics.front import (
     LEVELS,
     band,

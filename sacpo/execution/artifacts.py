@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ EXAMPLES = "examples.parquet"
 HELD_OUT = "held_out.parquet"
 RESPONSES = "responses.parquet"
 VERDICTS = "verdicts.parquet"
+RACE = "race.json"
 REFERENCE = "reference.parquet"
 LIKELIHOODS = "likelihoods.parquet"
 PROBABILITIES = "probabilities.safetensors"
@@ -32,3 +34,9 @@ def shard_name(name: str, shard: tuple[int, int]) -> str:
 def read_probabilities(folder: Path) -> Array:
     """A policy's probability of every answer of the synthetic world, float64 of shape (prompts, answers)."""
     return np.asarray(load_file(folder / PROBABILITIES)["probabilities"], dtype=np.float64)
+
+
+def read_stopped(folder: Path) -> dict[str, float]:
+    """The policies that a race and those before it have stopped: id of the trial to its chance at that time."""
+    stopped: dict[str, float] = json.loads((folder / RACE).read_text(encoding="utf-8"))["stopped"]
+    return stopped

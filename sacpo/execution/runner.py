@@ -7,6 +7,7 @@ caller that finds a step claimed by a live process waits and holds nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 
 from sacpo.errors import SacpoError, StepError, StoreError
 from sacpo.execution.job import Job
+from sacpo.planning.kinds import KINDS
 from sacpo.planning.plan import Plan, Step
 from sacpo.planning.records import StepRecord, StepResult
 from sacpo.store.claim import Claim
@@ -68,7 +70,7 @@ class Runner:
             record = self.store.record(step_id)
             if record is not None:
                 return record
-            parents = {role: self.ensure(parent) for role, parent in step.parents.items()}
+            parents = self._parents(step)
             claim = self.store.claim(step, self.run)
             if claim is None:
                 failure = self.store.failure(step_id, self.run)
@@ -92,6 +94,33 @@ class Runner:
             except BaseException:
                 claim.release()
                 raise
+
+    def _parents(self, step: Step) -> dict[str, StepRecord]:
+        """The records of the step's parents, without those that failed if its kind tolerates that."""
+        if not KINDS[step.kind].tolerates_failures:
+            return {role: self.ensure(parent) for role, parent in step.parents.items()}
+        records = {}
+        for role, parent in step.parents.items():
+            with contextlib.suppress(StepError):
+                if not self._failed(parent):
+                    records[role] = self.ensure(parent)
+        return records
+
+    def _failed(self, step_id: str) -> bool:
+        """Whether a step, or one that it cannot do without, failed in this run. Each step is looked at once, unlike by
+        `ensure`, which would follow every path between the steps of failed races."""
+        seen: set[str] = set()
+        open_steps = [step_id]
+        while open_steps:
+            current = open_steps.pop()
+            if current in seen or self.store.record(current) is not None:
+                continue
+            seen.add(current)
+            if self.store.failure(current, self.run) is not None:
+                return True
+            step = self.plan.steps[current]
+            open_steps += [] if KINDS[step.kind].tolerates_failures else step.parents.values()
+        return False
 
     def _is_disk_full(self, error: Exception, reason: str) -> bool:
         """Whether a step failed for want of disk space. Libraries wrap the system's error in types of their own, and

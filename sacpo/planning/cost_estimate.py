@@ -81,7 +81,10 @@ def _calls(plan: Plan, payload: JudgePayload, judge: LLMJudge) -> int:
         pairs = len(canned_pairs(payload.criterion, payload.sentences))
         pairs += MANIPULATED_PAIRS if payload.is_manipulable else 0
     else:
-        pairs = (_prompt_count(plan, payload.criterion) or 0) * plan.space.evaluation.generation.samples
+        prompts = _prompt_count(plan, payload.criterion) or 0
+        if payload.round is not None:
+            prompts = payload.round.count(plan.prompts[payload.criterion], prompts)
+        pairs = prompts * plan.space.evaluation.generation.samples
     return pairs * 2 * judge.repeats
 
 

@@ -22,6 +22,7 @@ from sacpo.planning.payloads import (
     JudgePayload,
     LLMInstructions,
     RewardModelContent,
+    Round,
     SyntheticScale,
     TrainedModelFormat,
 )
@@ -99,30 +100,60 @@ class EvaluationSteps:
         )
         return self.graph.add("generate", f"generate {criterion} {label}", payload, parents)
 
-    def judge(self, answers: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, str]:
-        """Each criterion's verdicts of its own judge on one side's answers against the baseline's."""
+    def judge(
+        self,
+        answers: dict[str, str],
+        baseline: dict[str, str],
+        label: str,
+        asked: Round | None = None,
+        race: str | None = None,
+    ) -> dict[str, str]:
+        """Each criterion's verdicts of its own judge on one side's answers against the baseline's.
+
+        Args:
+            answers: Each criterion's step of the answers.
+            baseline: The same of the baseline.
+            label: Label of the policy.
+            asked: The prompts that are asked; None for all.
+            race: The step that decides whether they are asked; None if they are in any case.
+        """
         return {
-            criterion: self.judge_step(criterion, settings.judge, label, answers, baseline)
+            criterion: self.judge_step(criterion, settings.judge, label, answers, baseline, asked, race)
             for criterion, settings in self.criteria.items()
         }
 
-    def panel(self, answers: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, dict[str, str]]:
+    def panel(
+        self,
+        answers: dict[str, str],
+        baseline: dict[str, str],
+        label: str,
+        asked: Round | None = None,
+        race: str | None = None,
+    ) -> dict[str, dict[str, str]]:
         """The same for every judge of the panels, by its name."""
         steps: dict[str, dict[str, str]] = {}
         for criterion, settings in self.criteria.items():
             for name, judge in settings.panel.items():
-                step = self.judge_step(criterion, judge, f"{label} by {name}", answers, baseline)
+                step = self.judge_step(criterion, judge, f"{label} by {name}", answers, baseline, asked, race)
                 steps.setdefault(name, {})[criterion] = step
         return steps
 
     def judge_step(
-        self, criterion: str, judge: JudgeSettings, label: str, answers: dict[str, str], baseline: dict[str, str]
+        self,
+        criterion: str,
+        judge: JudgeSettings,
+        label: str,
+        answers: dict[str, str],
+        baseline: dict[str, str],
+        asked: Round | None = None,
+        race: str | None = None,
     ) -> str:
-        """One judge's verdicts on one criterion."""
+        """One judge's verdicts on one criterion; the arguments are those of `judge`."""
         inputs, parents = self._inputs(criterion, judge)
-        payload = JudgePayload(criterion=criterion, judge=judge, inputs=inputs)
+        payload = JudgePayload(criterion=criterion, judge=judge, inputs=inputs, round=asked)
         sides = {"answers": answers[criterion], "baseline": baseline[criterion]}
-        return self.graph.add("judge", f"judge {criterion} {label}", payload, sides | parents)
+        decided_by = {} if race is None else {"race": race}
+        return self.graph.add("judge", f"judge {criterion} {label}", payload, sides | parents | decided_by)
 
     def canary(self, criterion: str, judge: JudgeSettings) -> str:
         """One judge's verdicts on canned pairs."""

@@ -47,6 +47,8 @@ class StepKind:
         shard_file: For a step that holds a worker group as separate tasks: the file of which each task writes a part.
             None for a kind that is not sharded.
         keeps_checkpoints: A restart continues from checkpoints in the store, which are deleted when the step is done.
+        tolerates_failures: It is carried out without those of its parents that failed. Its parents belong to several
+            trials, so they are no part of what a trial that needs it depends on.
     """
 
     function: str
@@ -58,6 +60,7 @@ class StepKind:
     cost: float = 0.2
     shard_file: str | None = None
     keeps_checkpoints: bool = False
+    tolerates_failures: bool = False
 
     @cached_property
     def _adapter(self) -> TypeAdapter[Payload]:
@@ -149,6 +152,9 @@ KINDS: dict[str, StepKind] = {
         holds=_judge_holds,
         cost=1.0,
         shard_file="verdicts.parquet",
+    ),
+    "race": StepKind(
+        "sacpo.steps.race:run", payloads.RacePayload, records.RaceMetrics, recipe=1, tolerates_failures=True
     ),
     "canary": StepKind(
         "sacpo.steps.canary:run",

@@ -69,6 +69,8 @@ class Trial(Frozen):
             the A/A canary (empty where canaries are skipped).
         panel: Name of a further judge to the same mapping as `judge`.
         head_to_head: Id of another trial to the same mapping as `judge`, against that trial's answers.
+        rounds: In a sweep that races, name of the judge ("" for the criterion's own) and criterion to the judge steps
+            after the first round, whose steps are in `judge` and `panel`.
         likelihoods: Key of a family (`sacpo.planning.preview`) to the step that computes what this policy gives to the
             family's answers. No number of the trial's own row needs it, so the trial can be done without it.
     """
@@ -87,6 +89,7 @@ class Trial(Frozen):
     judge: dict[str, str] = Field(default_factory=dict)
     panel: dict[str, dict[str, str]] = Field(default_factory=dict)
     head_to_head: dict[str, dict[str, str]] = Field(default_factory=dict)
+    rounds: dict[str, dict[str, tuple[str, ...]]] = Field(default_factory=dict)
     likelihoods: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -113,8 +116,9 @@ class Trial(Frozen):
     def judge_steps(self) -> Iterator[tuple[str, str, str]]:
         """(panel judge's name or the other trial's id, criterion, step id); the name is "" for a criterion's judge."""
         for name, steps in ({"": self.judge} | self.panel | self.head_to_head).items():
-            for criterion, step in steps.items():
-                yield name, criterion, step
+            for criterion, first in steps.items():
+                for step in (first, *self.rounds.get(name, {}).get(criterion, ())):
+                    yield name, criterion, step
 
 
 class Plan(Frozen):
@@ -159,9 +163,8 @@ class Plan(Frozen):
         evaluation = self.space.evaluation.criteria
         return {
             step
-            for name, steps in trial.panel.items()
-            for criterion, step in steps.items()
-            if name not in evaluation[criterion].panel
+            for name, criterion, step in trial.judge_steps()
+            if name in trial.panel and name not in evaluation[criterion].panel
         }
 
     def required_steps(self, trial: Trial) -> tuple[str, ...]:
@@ -186,12 +189,16 @@ class Plan(Frozen):
         return self.trials[0]
 
     def ancestors(self, step_id: str) -> list[str]:
-        """The step and all steps that it depends on, parents before children."""
+        """The step and all steps that it depends on, parents before children.
+
+        What a race depends on is left out, since it belongs to other trials too.
+        """
         order: dict[str, None] = {}
 
         def visit(current: str) -> None:
-            for parent in self.steps[current].parents.values():
-                visit(parent)
+            if not KINDS[self.steps[current].kind].tolerates_failures:
+                for parent in self.steps[current].parents.values():
+                    visit(parent)
             order.setdefault(current)
 
         visit(step_id)

@@ -18,6 +18,7 @@ from sacpo.planning.payloads import DPOPayload, HubContent, KTOPayload, RewardPa
 from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
 from sacpo.planning.preview import families, with_likelihoods
 from sacpo.planning.prompt_sets import add_prompt_sets, notes_on_prompts
+from sacpo.planning.racing import add_rounds, rounds
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.evaluation import TrainedJudge
@@ -53,7 +54,7 @@ def make_plan(
     trials = _Trials(with_proposals(space, proposals), training, evaluation)
     checks = tuple(evaluation.canaries()) if canaries else ()
     trials.expand(canaries)
-    every_trial = list(trials.by_id.values())
+    every_trial = add_rounds(trials.by_id.values(), trials.baseline, evaluation)
     if space.preview is not None:
         every_trial = with_likelihoods(every_trial, graph, space)
     # The synthetic world's texts are known to fit.
@@ -134,8 +135,9 @@ class _Trials:
 
     def _add_judged(self, trial: Trial) -> None:
         """Add a trial with all its judge steps."""
-        judge = self.evaluation.judge(trial.generate, self.baseline.generate, trial.label)
-        panel = self.evaluation.panel(trial.generate, self.baseline.generate, trial.label)
+        asked = next(iter(rounds(self.space, trial.trial_id)), None) if trial.policy else None
+        judge = self.evaluation.judge(trial.generate, self.baseline.generate, trial.label, asked)
+        panel = self.evaluation.panel(trial.generate, self.baseline.generate, trial.label, asked)
         rivals = [t for t in self.by_id.values() if t is not self.baseline] if self.space.evaluation.all_pairs else []
         head_to_head = {
             rival.trial_id: self.evaluation.judge(

@@ -186,6 +186,7 @@ class JudgeMetrics(Metrics):
     Attributes:
         undecided: Verdicts that are unparsable or unavailable.
         refused: Those of them that the endpoint refused for their content or length.
+        not_asked: Pairs of answers of which no verdict was asked for, since a race had stopped the policy.
     """
 
     verdicts: int
@@ -194,10 +195,18 @@ class JudgeMetrics(Metrics):
     prompt_tokens: int
     completion_tokens: int
     refused: int = 0
+    not_asked: int = 0
 
     def joined(self, other: JudgeMetrics) -> JudgeMetrics:
         """The metrics of two shards together."""
         return JudgeMetrics(**_sums(self, other))
+
+
+class RaceMetrics(Metrics):
+    """Policies that were compared, and those of them that are not judged further from here on."""
+
+    compared: int
+    stopped: int
 
 
 class Fooled(Metrics):

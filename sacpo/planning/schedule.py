@@ -31,11 +31,13 @@ class ScheduledStep:
         parents: The steps that must have succeeded before.
         slots: Worker slots that it holds while it runs; 0 for a driver-side step.
         cost: Its duration, in a unit that all steps share.
+        may_fail: Those of its parents without which it is carried out if they fail.
     """
 
     parents: tuple[str, ...]
     slots: int
     cost: float
+    may_fail: frozenset[str] = frozenset()
 
     @property
     def pool(self) -> Pool:
@@ -56,6 +58,7 @@ def scheduled_steps(plan: Plan) -> dict[str, ScheduledStep]:
             tuple(dict.fromkeys(parents[step_id])),
             worker_slots(step.kind, step.payload, plan.space.resources),
             KINDS[step.kind].cost,
+            frozenset(step.parents.values() if KINDS[step.kind].tolerates_failures else ()),
         )
         for step_id, step in plan.steps.items()
     }
@@ -146,7 +149,7 @@ class Schedule:
         return {step_id: slots for step_id in self._running if (slots := self._steps[step_id].slots)}
 
     def finish(self, step_id: str, succeeded: bool) -> None:
-        """The step has ended. If it failed, all steps that depend on it are resolved as failed too."""
+        """The step has ended. If it failed, the steps that cannot do without it are resolved as failed too."""
         self.suspend(step_id)
         if step_id in self._resolved:
             return
@@ -155,7 +158,7 @@ class Schedule:
             self._failed.add(step_id)
         for child in self._children.get(step_id, ()):
             self._open_parents[child] -= 1
-            if not succeeded:
+            if not succeeded and step_id not in self._steps[child].may_fail:
                 self.finish(child, succeeded=False)
             elif not self._open_parents[child]:
                 self.requeue(child)

@@ -178,7 +178,7 @@ def trial_table(trials: pd.DataFrame) -> Table:
             Text(f"{row['label']}{front}"),
             *(_rate(row, criterion) for criterion in CRITERIA),
             "" if finite_or_none(row["kl_to_sft"]) is None else number_text(row["kl_to_sft"], 2),
-            str(row["status"]),
+            f"{row['status']}, stopped" if row.get("stopped") else str(row["status"]),
         )
     return table
 

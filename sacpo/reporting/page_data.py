@@ -24,9 +24,9 @@ from sacpo.reporting.series import (
     prompt_counts,
     text_colour,
 )
-from sacpo.results.front import objective_of, own_verdicts
+from sacpo.results.front import own_verdicts
 from sacpo.results.win_rates import prompt_matrix, scored
-from sacpo.spaces.constraints import Constraint
+from sacpo.spaces.constraints import Constraint, objective_of
 
 if TYPE_CHECKING:
     from sacpo.results.load import Results

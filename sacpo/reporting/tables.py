@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sacpo.reporting.formats import finite_or_none, interval_text
+from sacpo.results.stopped import is_stopped
 from sacpo.results.undecided import refusal_notes
 from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA
 
@@ -52,6 +53,7 @@ def sections(results: Results) -> list[Section]:
     labels = {str(k): str(v) for k, v in results.trials.set_index("trial_id")["label"].items()}
     makers: list[Callable[[], Section]] = [
         lambda: _warnings(results),
+        lambda: _stopped(results),
         lambda: _judges(results),
         lambda: _panel(results, labels),
         lambda: _human(results, labels),
@@ -78,6 +80,13 @@ def _warnings(results: Results) -> Section:
     rows = [[row["label"], row["warnings"]] for row in trials[trials["warnings"] != ""].to_dict("records")]
     text = "Trials whose numbers may not mean what they seem to mean."
     return Section("Warnings", text, ["trial", "warning"], rows)
+
+
+def _stopped(results: Results) -> Section:
+    trials = results.trials
+    rows = [[row["label"], row["stopped"]] for row in trials[is_stopped(trials)].to_dict("records")]
+    text = "Trials whose further verdicts could not matter (evaluation.racing). They are on no front."
+    return Section("Not judged further", text, ["trial", "reason"], rows)
 
 
 def _judges(results: Results) -> Section:

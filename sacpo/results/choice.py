@@ -12,28 +12,23 @@ one is certified with probability 1 - confidence at most, whatever the search di
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
+from sacpo.data.prompt_parts import certifies
 from sacpo.errors import SacpoError
 from sacpo.results.constraint_columns import worst_case_means
-from sacpo.results.front import candidates, objective_of, own_verdicts
+from sacpo.results.front import candidates, own_verdicts
 from sacpo.results.load import Results
 from sacpo.results.suggestion import Suggestion, suggest
 from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
-from sacpo.spaces.constraints import Constraint
+from sacpo.spaces.constraints import Constraint, objective_of
 from sacpo.statistics.certificate import lower_bounds, prompts_needed, share_upper_bound
 from sacpo.statistics.pareto import on_front
 from sacpo.statistics.win_rate import CONFIDENCE, Estimate, differences, estimates
-
-
-def certifies(prompt_id: str) -> bool:
-    """Whether a prompt belongs to the certifying part: half of all prompts, by the hash of the id."""
-    return hashlib.sha256(str(prompt_id).encode()).digest()[0] % 2 == 1
 
 
 def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequence[Constraint]) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
+from sacpo.results.stopped import is_stopped
 from sacpo.results.undecided import undecided_table
 from sacpo.results.win_rates import (
     categories,
@@ -196,7 +197,8 @@ def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, plan: Plan) -> pd.DataF
         return table
     table = table.merge(trials[["trial_id", "label", "method"]], on="trial_id")
     table = table.reindex(columns=[*table.columns, *(c for c in CRITERIA if c not in table)])
-    points = table[list(CRITERIA)].where(table["method"] != "sentinel")
+    excluded = {*trials.loc[is_stopped(trials) | trials["method"].eq("sentinel"), "trial_id"]}
+    points = table[list(CRITERIA)].where(~table["trial_id"].isin(excluded))
     for _, positions in table.groupby("panel").groups.items():
         table.loc[positions, "on_front"] = on_front(points.loc[positions].to_numpy(dtype=float))
     return table

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from sacpo.results.stopped import is_stopped
 from sacpo.results.warning_columns import UNMOVED
 from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
-from sacpo.spaces.constraints import Constraint
+from sacpo.spaces.constraints import Constraint, objective_of
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.front import (
     LEVELS,
@@ -23,20 +24,14 @@ from sacpo.statistics.front import (
 )
 
 
-def objective_of(constraints: Sequence[Constraint]) -> str:
-    """The criterion that is maximised under the constraints: the first axis of the front without a constraint."""
-    bounded = {constraint.criterion for constraint in constraints}
-    return next((criterion for criterion in CRITERIA if criterion not in bounded), CRITERIA[0])
-
-
 def own_verdicts(verdicts: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """The verdicts of the criteria's own judges against the SFT policy."""
     return verdicts[verdicts["panel"].eq("") & verdicts["baseline_id"].eq(baseline)]
 
 
 def candidates(trials: pd.DataFrame) -> pd.Series[bool]:
-    """Which trials may be on the front: done, no sentinel, and moved by their last stage."""
-    is_candidate = (trials["status"] == "done") & (trials["method"] != "sentinel")
+    """Which trials may be on the front: done, no sentinel, not stopped by a race, and moved by their last stage."""
+    is_candidate = (trials["status"] == "done") & (trials["method"] != "sentinel") & ~is_stopped(trials)
     return is_candidate & ~(trials["identical_to_parent"] >= UNMOVED)  # its point is its parent's
 
 

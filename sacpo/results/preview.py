@@ -89,7 +89,10 @@ def _path(family: Family, outputs: StoredOutputs, scores: pd.Series[float]) -> p
     for criterion in outputs.plan.criteria:
         rows = answers[answers["criterion"] == criterion]
         rows = rows.assign(score=scores.reindex(pd.MultiIndex.from_frame(rows[_KEY])).to_numpy(dtype=float))
-        samples[criterion] = rows.dropna(subset="score")
+        rows = rows.dropna(subset="score")
+        if outputs.plan.space.evaluation.racing:  # a policy that was stopped has verdicts on some prompts only
+            rows = rows[rows.groupby("prompt_id")["source"].transform("nunique") == len(family.members)]
+        samples[criterion] = rows
     if outputs.plan.space.synthetic:
         distinct = answers.drop_duplicates(["step", "row"])
         gold = [world.gold_scores(*pair) for pair in distinct[["prompt", "response"]].itertuples(index=False)]

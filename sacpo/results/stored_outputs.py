@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sacpo.execution.artifacts import read_probabilities
+from sacpo.planning.kinds import KINDS
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import Failure, StepRecord
 from sacpo.store.step_store import CorruptOutput, Store
@@ -55,7 +56,9 @@ class StoredOutputs:
 
     def attempts(self, step_id: str) -> tuple[int, Failure | None]:
         """The number of attempts at a step that is not done, and the latest attempt's failure."""
-        if any(self.record(parent) is None for parent in self.plan.steps[step_id].parents.values()):
+        step = self.plan.steps[step_id]
+        needs_parents = not KINDS[step.kind].tolerates_failures
+        if needs_parents and any(self.record(parent) is None for parent in step.parents.values()):
             return 0, None  # a step is only tried when its parents are done
         if step_id not in self._attempts:
             number, failure = self.store.attempt_summary(step_id)

@@ -16,6 +16,7 @@ from sacpo.planning.records import GenerateMetrics, TrainMetrics
 from sacpo.results.constraint_columns import constraint_columns
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.exact import exact_columns
+from sacpo.results.stopped import stopped_reason
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.warning_columns import warning_columns
 from sacpo.results.win_rates import baseline_columns, criterion_columns, no_rate
@@ -55,6 +56,7 @@ def trial_row(trial: Trial, outputs: StoredOutputs, evaluations: Evaluations) ->
         "error": error,
         **{name: value for columns in criteria.values() for name, value in columns.items()},
         **_constraints(trial, plan, status, evaluations),
+        "stopped": stopped_reason(trial, outputs),
         "mean_response_tokens": float(tokens.mean()) if len(tokens) else NAN,
         **warning_columns(trial, outputs, evaluations.responses),
         "kl_to_sft": _estimated_kl(trial, outputs),

@@ -27,6 +27,7 @@ from sacpo.reporting.write import write_report
 from sacpo.results.collect import complete
 from sacpo.results.kept_plan import PLAN_FILE, KeptSweep, write_plan
 from sacpo.results.load import Results, load_folder
+from sacpo.results.stopped import stopped_lines
 from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.runs.judge_warnings import judge_warnings
@@ -240,6 +241,8 @@ class SweepRun:
         counts, location = results.sweep.counts, self.location
         console.print(trial_table(results.trials))
         console.print("* on the front; win rates against the SFT policy with 95 % intervals", markup=False)
+        for line in stopped_lines(results.trials):
+            console.print(f"not judged further: {line}", markup=False)
         for reason, trials in results.trials[results.trials["status"] == "failed"].groupby("error", sort=False):
             console.print(f"FAILED {', '.join(trials['label'])}: {reason}", markup=False)
         for warnings, trials in results.trials[results.trials["warnings"] != ""].groupby("warnings", sort=False):

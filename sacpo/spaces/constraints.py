@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from sacpo.errors import SpaceError
 from sacpo.spaces.base import Name, OneOrList, Strict, as_list
+from sacpo.spaces.evaluation import CRITERIA
 
 
 class Constraint(Strict):
@@ -23,6 +24,12 @@ class Constraint(Strict):
 
 
 Constraints = Annotated[list[Constraint], BeforeValidator(as_list), OneOrList()]
+
+
+def objective_of(constraints: Sequence[Constraint]) -> str:
+    """The criterion that is maximised under the constraints: the first axis of the front without a constraint."""
+    bounded = {constraint.criterion for constraint in constraints}
+    return next((criterion for criterion in CRITERIA if criterion not in bounded), CRITERIA[0])
 
 
 def add_constraint_options(parser: argparse.ArgumentParser) -> None:

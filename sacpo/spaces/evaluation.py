@@ -322,6 +322,12 @@ class Evaluation(Strict):
         False, description="judge every pair of policies, for a Bradley-Terry ranking; default false"
     )
 
+    racing: bool = Field(
+        False,
+        description="ask for verdicts in rounds, and judge no further what has no chance left of reaching the front "
+        "or, with a constraint, of being chosen; default false",
+    )
+
     @property
     def criteria(self) -> dict[str, Criterion]:
         """The criteria of this space by name, the axes of the front first."""

@@ -53,6 +53,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_constraints(space, report)
     _check_preview(space, report)
     _check_search(space, report)
+    _check_racing(space, report)
     return problems
 
 
@@ -374,3 +375,16 @@ def _check_search(space: Space, report: Report) -> None:
             ("search", "trainings"),
             f"is {search.trainings}, but the first policy takes {len(first)}: both stages of {search.chains[0]}",
         )
+
+
+def _check_racing(space: Space, report: Report) -> None:
+    """Settings that need every verdict of every policy."""
+    if not space.evaluation.racing:
+        return
+    needs = {
+        "evaluation.all_pairs": (space.evaluation.all_pairs, "ranks policies by all pairs of them"),
+        "search": (space.search is not None, "adds policies after others were judged, so none can be stopped"),
+    }
+    for name, (is_set, reason) in needs.items():
+        if is_set:
+            report(("evaluation", "racing"), f"is true, but {name} {reason}; leave one of the two out")

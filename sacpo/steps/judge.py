@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sacpo.errors import StepError
-from sacpo.execution.artifacts import RESPONSES, VERDICTS, shard_name
+from sacpo.execution.artifacts import RESPONSES, VERDICTS, read_stopped, shard_name
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges import scalar
@@ -21,7 +21,7 @@ from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict
-from sacpo.planning.payloads import JudgePayload, LLMInstructions, TrainedModelFormat
+from sacpo.planning.payloads import JudgePayload, LLMInstructions, Round, TrainedModelFormat
 from sacpo.planning.records import JudgeEffective, JudgeMetrics, TrainMetrics
 from sacpo.spaces.evaluation import AnnotationsJudge, GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
 from sacpo.statistics.win_rate import estimates, prompt_means
@@ -58,9 +58,12 @@ def run(job: Job[JudgePayload]) -> StepReport:
     """
     report = StepReport(effective=JudgeEffective())
     is_a_a = job.parents["answers"] == job.parents["baseline"]
-    pairs = _pairs(job)
+    pairs = _of_round(_pairs(job), job.payload.round)
     index, count = job.shard
     start, stop = (len(pairs) * i // count for i in (index, index + 1))
+    if _is_stopped(job):
+        report.metrics = write_verdicts(job, [], []).model_copy(update={"not_asked": stop - start})
+        return report
     verdicts = make_judge(job, report, ask_equal=is_a_a)(pairs[start:stop])
     report.metrics = write_verdicts(job, pairs[start:stop], verdicts)
     report.ended_at = time.time()
@@ -85,6 +88,21 @@ def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
         )
         for a, b in zip(ours, theirs, strict=True)
     ]
+
+
+def _of_round(pairs: list[AnswerPair], this_round: Round | None) -> list[AnswerPair]:
+    """The pairs whose prompts are asked in a round."""
+    if this_round is None:
+        return pairs
+    asked = set(this_round.of({pair.prompt_id: pair.category for pair in pairs}))
+    return [pair for pair in pairs if pair.prompt_id in asked]
+
+
+def _is_stopped(job: Job[JudgePayload]) -> bool:
+    """Whether the race before this round has stopped the policy."""
+    if job.payload.round is None or "race" not in job.parents:
+        return False
+    return job.payload.round.trial in read_stopped(job.parents["race"])
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int]:

@@ -1,0 +1,83 @@
+"""The `race` step: which policies can no longer reach the front, or be chosen, and are not judged further."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sacpo.data.prompt_parts import prompts_of_part
+from sacpo.execution.artifacts import RACE, RESPONSES, VERDICTS, read_stopped
+from sacpo.execution.job import Job
+from sacpo.execution.report import StepReport
+from sacpo.judges.verdicts import SCORES
+from sacpo.planning.payloads import RacePayload
+from sacpo.planning.racing import PREVIOUS, parse_role, prompts_role
+from sacpo.planning.records import RaceMetrics
+from sacpo.spaces.constraints import objective_of
+from sacpo.statistics.racing import Judged, choice_chances, front_chances, to_stop
+
+
+def run(job: Job[RacePayload]) -> StepReport:
+    """Write `race.json`: the policies that are stopped, each with its chance.
+
+    A policy that is not stopped goes on, also if it is not compared: one of which a step failed or too few verdicts
+    were decided. Such a policy stops no other.
+    """
+    stopped = read_stopped(job.parents[PREVIOUS]) if PREVIOUS in job.parents else {}
+    compared = _compared(job, stopped)
+    chances = _chances(job, compared) if compared else np.empty(0)
+    out = dict(zip(compared, chances.tolist(), strict=True))
+    is_out = to_stop(chances, job.payload.most_lost - sum(stopped.values()))
+    new = {trial: out[trial] for trial, is_stopped in zip(compared, is_out, strict=True) if is_stopped}
+    content = {"stopped": stopped | new, "chances": out}
+    (job.folder / RACE).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    return StepReport(metrics=RaceMetrics(compared=len(compared), stopped=len(new)))
+
+
+def _compared(job: Job[RacePayload], stopped: dict[str, float]) -> list[str]:
+    """The trials that race on: all their steps succeeded, and enough of their verdicts are decided."""
+    complete: dict[str, bool] = {}
+    for role, _ in job.step.parents.items():
+        if (parsed := parse_role(role)) is not None:
+            complete[parsed.trial] = complete.get(parsed.trial, True) and role in job.parents
+    trials = sorted(trial for trial, is_complete in complete.items() if is_complete and trial not in stopped)
+    coverage = {(t, c): _verdicts(job, c, [t])["score"].notna().mean() for t in trials for c in job.payload.criteria}
+    smallest = job.payload.min_coverage
+    return [t for t in trials if all(coverage[t, c] >= smallest for c in job.payload.criteria)]
+
+
+def _chances(job: Job[RacePayload], trials: list[str]) -> NDArray[np.float64]:
+    payload = job.payload
+    judged = {criterion: _judged(job, criterion, trials) for criterion in payload.criteria}
+    if not payload.constraints:
+        first, second = (judged[criterion] for criterion in payload.criteria)
+        return front_chances(first, second)
+    bounds = [c.at_least for c in payload.constraints]
+    constrained = [judged[c.criterion] for c in payload.constraints]
+    return choice_chances(judged[objective_of(payload.constraints)], constrained, bounds)
+
+
+def _judged(job: Job[RacePayload], criterion: str, trials: list[str]) -> Judged:
+    """The mean scores on the prompts asked so far. A prompt without a decided verdict gets the policy's mean."""
+    answers = pd.read_parquet(job.parents[prompts_role(criterion)] / RESPONSES, columns=["prompt_id", "category"])
+    categories = dict(zip(answers["prompt_id"].astype(str), answers["category"].fillna("").astype(str), strict=True))
+    verdicts = _verdicts(job, criterion, trials)
+    means = verdicts.pivot_table(index="prompt_id", columns="trial_id", values="score", aggfunc="mean")[trials]
+    in_part = prompts_of_part(categories, job.payload.part)
+    certifying = len(categories) - len(in_part)
+    return Judged(means.fillna(means.mean()).to_numpy(dtype=float), len(in_part) - len(means), certifying)
+
+
+def _verdicts(job: Job[RacePayload], criterion: str, trials: list[str]) -> pd.DataFrame:
+    """The verdicts of all rounds so far, with their scores; NaN if not decided."""
+    parts = []
+    for role, folder in job.parents.items():
+        parsed = parse_role(role)
+        if parsed is not None and parsed.criterion == criterion and parsed.trial in trials:
+            table = pd.read_parquet(folder / VERDICTS, columns=["prompt_id", "outcome", "score"])
+            score = table["score"].astype(float).fillna(table["outcome"].map(SCORES).astype(float))
+            parts.append(table.assign(trial_id=parsed.trial, score=score))
+    return pd.concat(parts, ignore_index=True)
