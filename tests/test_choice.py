@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from sacpo import choose as command
-from sacpo.data.prompt_parts import certifies
 from sacpo.errors import SacpoError
+from sacpo.planning.prompt_parts import certifies
 from sacpo.reporting.choice_text import choice_text
 from sacpo.results.choice import choose
 from sacpo.results.constraint_columns import worst_case_means

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sacpo.data.prompt_parts import certifies, prompts_of_part
 from sacpo.errors import SpaceError, StepError
 from sacpo.execution.artifacts import RACE, RESPONSES, VERDICTS, read_stopped
 from sacpo.execution.in_process import InProcessRun, carry_out
@@ -20,6 +19,7 @@ from sacpo.planning.cost_estimate import describe_judging
 from sacpo.planning.payloads import JudgePayload, RacePayload, Round, SyntheticScale
 from sacpo.planning.plan import Plan, Step, read_plan
 from sacpo.planning.planner import make_plan
+from sacpo.planning.prompt_parts import certifies, prompts_of_part
 from sacpo.planning.racing import LOOKS, Role, prompts_role
 from sacpo.planning.records import JudgeMetrics, RaceMetrics, StepResult
 from sacpo.planning.schedule import Pool, Schedule, ScheduledStep

@@ -18,8 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sacpo.data.prompt_parts import Part, prompts_of_part
 from sacpo.data.prompts import Prompt
+from sacpo.planning.prompt_parts import Part, prompts_of_part
 from sacpo.spaces.constraints import Constraint
 from sacpo.spaces.evaluation import Generation, JudgeSettings
 from sacpo.spaces.merging import LINEAR, Combination

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sacpo.data.prompt_parts import Part
 from sacpo.planning.evaluation_steps import EvaluationSteps
 from sacpo.planning.payloads import RacePayload, Round
 from sacpo.planning.plan import Trial
+from sacpo.planning.prompt_parts import Part
 from sacpo.spaces.constraints import objective_of
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.spaces.space import Space

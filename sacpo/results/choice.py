@@ -18,8 +18,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from sacpo.data.prompt_parts import certifies
 from sacpo.errors import SacpoError
+from sacpo.planning.prompt_parts import certifies
 from sacpo.results.constraint_columns import worst_case_means
 from sacpo.results.front import candidates, own_verdicts
 from sacpo.results.load import Results

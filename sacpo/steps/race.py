@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sacpo.data.prompt_parts import prompts_of_part
 from sacpo.execution.artifacts import RACE, RESPONSES, VERDICTS, read_stopped
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges.verdicts import SCORES
 from sacpo.planning.payloads import RacePayload
+from sacpo.planning.prompt_parts import prompts_of_part
 from sacpo.planning.racing import PREVIOUS, parse_role, prompts_role
 from sacpo.planning.records import RaceMetrics
 from sacpo.spaces.constraints import objective_of
