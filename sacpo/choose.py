@@ -14,7 +14,7 @@ from sacpo.store.results_location import ResultsLocation
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 a policy is chosen, 1 none qualifies, 2 bad input."""
     parser = argparse.ArgumentParser(prog="sacpo choose", description=__doc__)
-    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("results", help="the results folder of a sweep, a path or a bucket's URI")
     add_constraint_options(parser)
     arguments = parse(parser, argv)
     from sacpo.runs.choose_run import choose_policy

@@ -13,7 +13,7 @@ from sacpo.errors import SacpoError
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 compared, 2 not possible."""
     parser = argparse.ArgumentParser(prog="sacpo diff", description=__doc__)
-    parser.add_argument("first", help="a results folder, a path or an s3:// URI")
+    parser.add_argument("first", help="a results folder, a path or a bucket's URI")
     parser.add_argument("second", help="another one")
     parser.add_argument("--csv", type=Path, help="write the table to this file too")
     arguments = parse(parser, argv)

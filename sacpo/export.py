@@ -18,7 +18,7 @@ from sacpo.store.results_location import ResultsLocation
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 exported, 2 not possible."""
     parser = argparse.ArgumentParser(prog="sacpo export", description=__doc__)
-    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("results", help="the results folder of a sweep, a path or a bucket's URI")
     trial = parser.add_argument("trial", nargs="?", help="a trial's id or label, as in trials.csv")
     trial.completer = trial_labels  # type: ignore[attr-defined]  # argcomplete reads it
     parser.add_argument("out", type=Path, nargs="?", help="a folder that is new or empty")

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sacpo extend", description=__doc__)
-    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("results", help="the results folder of a sweep, a path or a bucket's URI")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of its space")
     parser.add_argument("--space", type=Path, help="a changed space file, instead of the space of the results folder")
     parser.add_argument(

@@ -20,7 +20,7 @@ from sacpo.store.results_location import ResultsLocation
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all answers were judged, 1 some judge steps failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="sacpo judge", description=__doc__)
-    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("results", help="the results folder of a sweep, a path or a bucket's URI")
     work = parser.add_mutually_exclusive_group(required=True)
     work.add_argument("--judge", type=Path, help="YAML file with the judge's settings (kind: llm, ...)")
     work.add_argument(

@@ -15,7 +15,7 @@ from sacpo.store.results_location import ResultsLocation
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 the report is written, 2 the folder has no results or cannot be written."""
     parser = argparse.ArgumentParser(prog="sacpo report", description=__doc__)
-    parser.add_argument("results", help="the results folder of a sweep, a path or an s3:// URI")
+    parser.add_argument("results", help="the results folder of a sweep, a path or a bucket's URI")
     parser.add_argument("--picture", type=Path, help="write the picture of the front here too: a .png, .svg or .pdf")
     parser.add_argument(
         "--serve", action="store_true", help="show the sweep in a browser while it runs; writes nothing"

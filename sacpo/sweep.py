@@ -75,11 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("space", nargs="?", type=Path, default=QUICKSTART, help="a YAML file (default: the quickstart)")
     parser.add_argument(
-        "--results", help="folder or s3:// URI for tables and plots (default: results/<name of the space>)"
+        "--results", help="folder or bucket's URI for tables and plots (default: results/<name of the space>)"
     )
     parser.add_argument(
         "--store",
-        help="folder or s3:// URI of the outputs of steps, shared by sweeps (default: the store that the results "
+        help="folder or bucket's URI of the outputs of steps, shared by sweeps (default: the store that the results "
         "folder has, else <results>/store)",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-_HOP_HEADERS = ("connection", "transfer-encoding", "content-length", "server", "date")
+_HOP_HEADERS = ("host", "connection", "transfer-encoding", "content-length", "server", "date")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Refuse:
 Fault = Refuse | Literal["drop", "lose", "half"]
 Rule = Callable[[str, str], Fault | None]
 """From a request's method and path with query to its fault; None passes it on."""
+Rewrite = Callable[[str, str, dict[str, str]], tuple[str, str]]
+"""From a request's method, path with query and headers to the method and path that the service gets."""
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Proxy:
     """The proxy's address, its present rule, and the requests so far as `METHOD PATH`."""
 
     upstream: int | None
+    rewrite: Rewrite = lambda method, path, headers: (method, path)
     port: int = 0
     rule: Rule = lambda method, path: None
     requests: list[str] = field(default_factory=list)
@@ -43,9 +46,9 @@ class Proxy:
 
 
 @contextmanager
-def faulty_proxy(upstream: int | None = None) -> Iterator[Proxy]:
+def faulty_proxy(upstream: int | None = None, rewrite: Rewrite | None = None) -> Iterator[Proxy]:
     """A proxy in front of the service at a port of this machine; with None it must refuse or drop every request."""
-    proxy = Proxy(upstream)
+    proxy = Proxy(upstream) if rewrite is None else Proxy(upstream, rewrite)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -62,7 +65,7 @@ def faulty_proxy(upstream: int | None = None) -> Iterator[Proxy]:
                 assert proxy.upstream is not None, f"no rule for {self.command} {self.path}"
                 connection = http.client.HTTPConnection("127.0.0.1", proxy.upstream, timeout=60)
                 headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_HEADERS}
-                connection.request(self.command, self.path, body, headers)
+                connection.request(*proxy.rewrite(self.command, self.path, headers), body, headers)
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import boto3
 
-from tests.commands import free_port
+from tests.commands import free_port, wait_for_port
 
 BUCKET = "sweeps"
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -31,12 +29,7 @@ class Service:
                 stderr=output,
                 env=os.environ | KEYS,
             )
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+        wait_for_port(self.port)
         os.environ.update(KEYS)
         self.client = boto3.client("s3", endpoint_url=self.endpoint)
         self.client.create_bucket(Bucket=BUCKET)

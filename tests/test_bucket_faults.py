@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from sacpo.errors import StoreError
-from sacpo.store import bucket_backend, bucket_services
+from sacpo.results import load
+from sacpo.store import bucket_backend, bucket_services, heartbeat
 from sacpo.store.backends import BucketBackend, check_writable
+from tests.commands import sweep_here, write_space
 from tests.faulty_proxy import Fault, Proxy, Refuse, Rule, faulty_proxy
 from tests.s3 import BUCKET, Service
+from tests.spaces import small
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -163,3 +166,29 @@ def test_a_profile_gives_the_credentials_in_every_process(
         assert files.files_below("folder") == {}
     finally:
         bucket_services._boto3_credentials.cache_clear()
+
+
+def test_when_credentials_expire_in_the_middle_of_a_sweep_nothing_is_lost(
+    files: BucketBackend, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "LEASE_S", 0.1)  # the second command runs in the same process, which still lives
+    space = write_space(small(), tmp_path)
+    records: list[str] = []
+
+    def expire(method: str, path: str) -> Fault | None:
+        if len(records) == 3:
+            return Refuse(400, "ExpiredToken")
+        if method == "PUT" and path.endswith("/record.json"):
+            records.append(path)
+        return None
+
+    proxy.rule = expire
+    ended = sweep_here(space, tmp_path / "results", "--store", files.uri)
+    assert ended.returncode != 0
+    assert "ExpiredToken" in ended.stdout + ended.stderr
+    assert "renew the credentials" in " ".join((ended.stdout + ended.stderr).split())
+    proxy.rule = lambda *_: None
+    continued = sweep_here(space, tmp_path / "results", "--store", files.uri)
+    assert continued.returncode == 0, continued.stdout + continued.stderr
+    steps = load(tmp_path / "results").steps
+    assert f"{len(steps) - 3} steps run, 3 done before, 0 failed" in continued.stdout

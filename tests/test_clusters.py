@@ -20,6 +20,7 @@ from typing import Any
 import boto3
 import kubernetes_validate
 import pytest
+import ray
 import yaml
 from moto import mock_aws
 
@@ -27,6 +28,7 @@ from sacpo.cluster import spot
 from tests.s3 import KEYS
 from tests.spaces import ROOT
 
+RAY_AZURE = Path(ray.__file__).parent / "autoscaler" / "_private" / "_azure"
 STACK = ROOT / "clusters" / "aws-stack.yaml"
 SSH_FROM = "203.0.113.7/32"
 
@@ -44,7 +46,7 @@ def prepared(path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[st
     return config
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "clusters/owned.yaml"])
+@pytest.mark.parametrize("name", ["cluster.yaml", "clusters/owned.yaml", "clusters/gcp.yaml", "clusters/azure.yaml"])
 def test_ray_accepts_the_file_and_every_node_requires_the_token(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,6 +60,30 @@ def test_ray_accepts_the_file_and_every_node_requires_the_token(
     installs = [command for command in config["setup_commands"] if "constraints.txt" in command]
     assert len(installs) == 1
     assert not any("ray-3.0.0.dev0" in command for command in config["setup_commands"]), "Ray's own default"
+
+
+@pytest.mark.parametrize("name", ["clusters/gcp.yaml", "clusters/azure.yaml"])
+def test_only_workers_of_other_clouds_are_on_spot_and_they_have_the_resources_of_their_kind(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = prepared(ROOT / name, tmp_path, monkeypatch)
+    kinds = config["available_node_types"]
+    assert {kind: node["resources"].get("GPU", 0) for kind, node in kinds.items()} == {
+        "head": 0,
+        "train": 8,
+        "answer": 1,
+    }
+    assert {kind: "spot" in str(node["node_config"]).lower() for kind, node in kinds.items()} == {
+        "head": False,
+        "train": True,
+        "answer": True,
+    }
+    assert sum(node.get("max_workers", 0) for kind, node in kinds.items() if kind != "head") == config["max_workers"]
+    assert not any("pip install google-api-python-client==" in line for line in config["head_setup_commands"])
+    assert config["worker_setup_commands"] == config["setup_commands"], "without what the head alone needs"
+    azure = json.loads((RAY_AZURE / "azure-vm-template.json").read_text())["parameters"]
+    for node in kinds.values():
+        assert set(node["node_config"].get("azure_arm_parameters", {})) <= set(azure), "Ray's template ends at others"
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ def test_a_cluster_is_refused_where_a_node_has_other_versions_or_another_store(t
     assert not list((tmp_path / "store").iterdir())
     with pytest.raises(ClusterError, match=r"\d: ray is .*, but 2\.59\.0 where the sweep was started"):
         preflight.check_cluster(plan, Store(tmp_path / "store"), versions | {"ray": "2.59.0"}, ())
-    with pytest.raises(ClusterError, match="is another one there; give a path that every node mounts, or an s3:// URI"):
+    with pytest.raises(
+        ClusterError, match="is another one there; give a path that every node mounts, or a bucket's URI"
+    ):
         preflight.check_cluster(plan, UnsharedStore(tmp_path / "store"), versions, ())
 
 

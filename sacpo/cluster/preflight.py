@@ -162,7 +162,7 @@ def _examine_node(
     try:
         if store.files.read(key) != token:
             report.problems.append(
-                f"the store {store.uri} is another one there; give a path that every node mounts, or an s3:// URI"
+                f"the store {store.uri} is another one there; give a path that every node mounts, or a bucket's URI"
             )
         backends.check_writable(store.files)
     except StoreError as error:

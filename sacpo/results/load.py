@@ -61,7 +61,7 @@ class Results:
 
 
 def load(folder: str | Path) -> Results:
-    """Read a results folder, at a path or an s3:// URI.
+    """Read a results folder, at a path or a bucket's URI.
 
     Raises:
         SacpoError: it is not a results folder.

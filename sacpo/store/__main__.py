@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sacpo store", description="Look after a store of steps.")
-    parser.add_argument("store", help="a path or an s3:// URI, such as results/quickstart/store")
+    parser.add_argument("store", help="a path or a bucket's URI, such as results/quickstart/store")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ls|du|gc|verify")
     actions.add_parser("ls", help="the sweeps that use the store, and what each needs")
     actions.add_parser("du", help="bytes by kind of step")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from obstore.fsspec import BufferedFile, FsspecStore
@@ -16,6 +17,10 @@ class _File(BufferedFile):
 
 
 class _Files(FsspecStore):
+    async def _rm_file(self, path: str, **options: Any) -> None:
+        with contextlib.suppress(FileNotFoundError):  # fsspec removes a folder like a file; Azure has no such object
+            await super()._rm_file(path, **options)
+
     def _open(self, path: str, mode: Any = "rb", *_: Any, **options: Any) -> BufferedFile:
         return _File(self, path, mode, **options)
 

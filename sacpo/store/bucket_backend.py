@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import os
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sacpo.errors import StoreError
-from sacpo.store.bucket_errors import is_transient, problem
+from sacpo.store.bucket_errors import is_transient, plain_text, problem
 from sacpo.store.bucket_services import Address
 from sacpo.store.local_backend import StoredFile
 
@@ -52,10 +54,17 @@ class BucketBackend:
     def _objects(self) -> Any:
         """obstore's store of the prefix."""
         from obstore import store
+        from obstore.exceptions import BaseError
 
         bucket, _, prefix = self.address.path.partition("/")
         opened = getattr(store, self.address.service.store_class)
-        return opened(bucket, prefix=prefix or None, **self.address.arguments())
+        try:
+            return opened(bucket, prefix=prefix or None, **self.address.arguments())
+        except BaseError as error:
+            raise StoreError(
+                f"{self.uri} cannot be used: {plain_text(error)}; check the options of the URI and the credentials "
+                f"({self.address.service.credentials})"
+            ) from error
 
     def filesystem(self) -> Any:
         """A pyarrow file system of the service, for libraries that write folders themselves."""
@@ -183,11 +192,13 @@ class BucketBackend:
 
     def remove(self, key: str) -> None:
         """Remove an object, or all objects below a prefix."""
-        below = list(self.files_below(key))
+        keys = list(self.files_below(key)) or [key]
         try:
-            self._retry(lambda: self._objects.delete(below or key))
-        except FileNotFoundError:
-            return  # removed a moment ago
+            self._retry(lambda: self._objects.delete(keys))
+        except FileNotFoundError:  # another process removes them too
+            for one in keys:
+                with contextlib.suppress(FileNotFoundError):
+                    self._retry(functools.partial(self._objects.delete, one))
 
     def _put(self, write: Callable[[], T]) -> T:
         try:

@@ -11,6 +11,7 @@ import re
 _RETRIED_STATUS = (408, 409, 429)  # timeout, conflict with a concurrent conditional write, too many requests
 _RETRIED_CODES = ("BadDigest", "IncompleteBody", "RequestTimeout", "Throttling")  # S3 answers 400 for errors in transit
 _EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired")
+_WITHOUT_IDENTITY = "token request"  # obstore's text if no identity service gives credentials
 _WRONG_REGION = "redirect without LOCATION"  # obstore's text for S3's answer 301
 
 
@@ -37,9 +38,11 @@ def problem(error: Exception, credentials: str) -> str:
         error: The error.
         credentials: Where the service's credentials come from, for people.
     """
-    reason = _reason(error)
-    if _code(error) in _EXPIRED_CODES or "expired" in reason.lower():
+    reason, text = _reason(error), plain_text(error)
+    if _code(error) in _EXPIRED_CODES or "expir" in text.lower():
         way_out = f"renew the credentials ({credentials}) and run the same command again: finished steps are kept"
+    elif _WITHOUT_IDENTITY in text:
+        way_out = f"give credentials that may read, write, list and delete there ({credentials})"
     elif _is_denied(error):
         return (
             f"cannot be {_use(reason)} with these credentials: {reason}; give credentials that may read, write, list "
@@ -54,7 +57,7 @@ def problem(error: Exception, credentials: str) -> str:
 
 def _use(reason: str) -> str:
     """What the refused request would have done, by its method and URL."""
-    if re.search(r"performing DELETE|[?&]delete\b|comp=batch", reason):
+    if re.search(r"performing DELETE|[?&]delete\b|Bulk delete|comp=batch", reason):
         return "deleted from"
     if re.search(r"[?&](list-type|comp=list)\b", reason):
         return "listed"
@@ -62,7 +65,7 @@ def _use(reason: str) -> str:
 
 
 def _status(error: Exception) -> int | None:
-    match = re.search(r"status code: (\d{3})", str(error))
+    match = re.search(r"code: (\d{3})", str(error))
     return int(match[1]) if match else None
 
 
@@ -79,9 +82,14 @@ def _is_denied(error: Exception) -> bool:
     return denied_type or _status(error) in (401, 403) or "AccessDenied" in str(error)
 
 
+def plain_text(error: Exception) -> str:
+    """The text without obstore's debugging output."""
+    return str(error).partition("\n\nDebug source:")[0].strip() or type(error).__name__
+
+
 def _reason(error: Exception) -> str:
-    """The text without obstore's debugging output, and with the service's message in place of its XML."""
-    text = str(error).partition("\n\nDebug source:")[0].strip() or type(error).__name__
+    """The text with the service's message in place of its XML."""
+    text = plain_text(error)
     message = re.search(r"<Message>(.*?)</Message>", text, re.S)
     if (code := _code(error)) is not None:
         text = f"{text.partition('<')[0].rstrip(': ')}: {code}" + (f" ({message[1].strip()})" if message else "")

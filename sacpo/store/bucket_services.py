@@ -1,4 +1,8 @@
-"""Cloud services that offer buckets: the form of their URIs, and where their credentials come from."""
+"""Cloud services that offer buckets: the form of their URIs, and where their credentials come from.
+
+obstore reads the environment variables of each service, and asks the machine's own identity service. Beyond that, it
+reads Google's files of a service account or of gcloud's login, but none of AWS's profiles: those are boto3's part.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +49,18 @@ SERVICES: Mapping[str, Service] = {
         "s3://BUCKET/PREFIX",
         ("endpoint_override", "region", "scheme"),  # as in pyarrow's URIs
         "AWS_ACCESS_KEY_ID and so on, AWS_PROFILE, or an instance role",
+    ),
+    "gs": Service(
+        "GCSStore",
+        "gs://BUCKET/PREFIX",
+        ("endpoint_override", "scheme"),
+        "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or the machine's service account",
+    ),
+    "az": Service(
+        "AzureStore",
+        "az://CONTAINER/PREFIX",
+        ("account", "endpoint_override", "scheme"),
+        "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_KEY, AZURE_CLIENT_ID and so on, or a managed identity",
     ),
 }
 """Services by the scheme of their URIs."""
@@ -103,7 +119,7 @@ class Address:
         """Arguments with which obstore opens the bucket, beside its name; they can be pickled.
 
         Raises:
-            StoreError: there are no credentials, or the bucket's region cannot be looked up.
+            StoreError: there are no credentials, no account is named, or the bucket's region cannot be looked up.
         """
         endpoint = self.option("endpoint_override")
         if endpoint and "://" not in endpoint:
@@ -113,7 +129,20 @@ class Address:
             "max_retries": 1000,
             "retry_timeout": timedelta(seconds=FIRST_CONTACT_PATIENCE_S),
         }
-        return {"client_options": _CLIENT, "retry_config": retries, **self._s3(endpoint)}
+        own = {"s3": self._s3, "gs": self._gs, "az": self._az}[self.scheme](endpoint)
+        return {"client_options": _CLIENT, "retry_config": retries, **own}
+
+    def _gs(self, endpoint: str | None) -> dict[str, Any]:
+        return {"base_url": endpoint} if endpoint else {}
+
+    def _az(self, endpoint: str | None) -> dict[str, Any]:
+        account = self.option("account") or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")
+        if not account:
+            raise StoreError(
+                f"{self}: no storage account is named; write az://CONTAINER/PREFIX?account=NAME, or set "
+                "AZURE_STORAGE_ACCOUNT_NAME"
+            )
+        return {"account_name": account, **({"endpoint": endpoint} if endpoint else {})}
 
     def _s3(self, endpoint: str | None) -> dict[str, Any]:
         arguments: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
