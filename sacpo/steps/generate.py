@@ -18,6 +18,7 @@ from sacpo.execution.report import StepReport
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.planning.payloads import GeneratePayload
 from sacpo.planning.records import GenerateEffective, GenerateMetrics
+from sacpo.steps.answer_kl import answer_kl
 from sacpo.steps.effective import effective_generation
 from sacpo.steps.engines import ENGINES
 from sacpo.steps.policies import load_policy, single, stop_ids
@@ -53,7 +54,9 @@ def run(job: Job[GeneratePayload]) -> StepReport:
     generation = effective_generation(settings, config, answers, len(job.prompts))
     ends = set(stop_ids(model))
     answers = [_ended(answer, ends) for answer in answers]
-    kl = [] if sft is None else [_kl(model, sft, *pair) for pair in zip(ids, answers, strict=True)]
+    sequences = list(zip(ids, answers, strict=True))
+    batch_size, pad = job.resources.per_device_batch, tokenizer.pad_token_id
+    kl = answer_kl(model, sft, sequences, batch_size, pad, packing=job.resources.packing) if sft is not None else []
     rows = [
         _row(
             prompt,
@@ -128,11 +131,3 @@ def _refuse(job: Job[GeneratePayload], refusal: str) -> StepReport:
 def _ended(answer: list[int], ends: set[int]) -> list[int]:
     """An answer up to and including the first token that ends it."""
     return next((answer[: i + 1] for i, token in enumerate(answer) if token in ends), answer)
-
-
-def _kl(model: Any, sft: Any, prompt: list[int], answer: list[int]) -> float:
-    """The sum over an answer's tokens of KL(model || sft) between next-token distributions, in nats."""
-    ids = torch.tensor([prompt + answer], device=model.device)
-    window = slice(len(prompt) - 1, ids.shape[1] - 1)
-    p, q = (m(input_ids=ids).logits[0, window].float().log_softmax(-1) for m in (model, sft))
-    return float((p.exp() * (p - q)).sum())

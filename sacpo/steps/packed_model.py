@@ -24,7 +24,8 @@ KNOWN = MASKS_BY_LAYER | {"llama", "mistral", "phi3", "gpt_neox", "gpt2", "opt"}
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _LONG_ROPE = frozenset({"dynamic", "longrope"})  # kinds whose angles depend on the longest text of a batch
-_HEAD_TOKENS = 1024  # tokens whose logits are held in float32 at once
+HEAD_TOKENS = 1024
+"""Tokens whose logits are held in float32 at once."""
 _ATTENTION_SCALE = 6  # x hidden size: the row length at which a dense mask's attention costs as much as the rest
 
 
@@ -97,13 +98,26 @@ def equal_nats(dtype: torch.dtype) -> float:
     return 1e-3 if dtype == torch.float32 else 0.1
 
 
+def sums_by_answer(values: torch.Tensor, lengths: dict[int, int], count: int) -> list[float]:
+    """The sum of each answer's values; 0 for an answer without tokens.
+
+    Args:
+        values: One per answer token, in the order of `PackedModel.answer_logits`.
+        lengths: Tokens of each answer, as `PackedModel.answer_logits` returns them.
+        count: Number of answers.
+    """
+    sums = (float(part.double().sum()) for part in torch.split(values, list(lengths.values())))
+    by_number = dict(zip(lengths, sums, strict=True))
+    return [by_number.get(n, 0.0) for n in range(count)]
+
+
 class AnswerTokens:
     """Keeps a backbone's hidden states of chosen tokens only, so that the head computes no other logits.
 
     A forward hook of torch on the model below the head. While `places` is None it changes nothing.
 
     Args:
-        backbone: The model below the language modelling head (`base_model` of transformers' models).
+        backbone: The module below the language modelling head (`get_decoder()` of transformers' models).
     """
 
     def __init__(self, backbone: torch.nn.Module) -> None:
@@ -130,7 +144,7 @@ class PackedModel:
         self.scale = _ATTENTION_SCALE * model.config.get_text_config().hidden_size
         if attention_of(model) == "flex_attention":
             self.scale = 2**40  # a block mask skips what is not seen, so one row without padding costs least
-        self.answers = AnswerTokens(model.base_model)
+        self.answers = AnswerTokens(model.get_decoder())
 
     def log_probabilities(self, wrapped: Any, input_ids: Any, attention_mask: Any, labels: Any, **options: Any) -> Any:
         """Per-token values of the labelled tokens, as TRL's fused head returns them for the padded batch.
@@ -181,6 +195,28 @@ class PackedModel:
             texts: (token ids, place of the first answer token).
             packing: Share prompts and fill rows; otherwise each text is a row, padded to the longest.
         """
+        logits, lengths = self.answer_logits(texts, packing=packing)
+        tokens = [token for n, length in lengths.items() for token in texts[n][0][-length:]]
+        targets = torch.tensor(tokens, dtype=torch.long, device=self.model.device)
+        values = [
+            part.float().gather(-1, target[:, None]).squeeze(-1) - part.float().logsumexp(-1)
+            for part, target in zip(torch.split(logits, HEAD_TOKENS), torch.split(targets, HEAD_TOKENS), strict=True)
+        ]
+        return sums_by_answer(torch.cat(values), lengths, len(texts))
+
+    def answer_logits(
+        self, texts: Sequence[tuple[list[int], int]], *, packing: bool
+    ) -> tuple[torch.Tensor, dict[int, int]]:
+        """Logits of all answer tokens, one answer after the other, in the model's number format.
+
+        Args:
+            texts: (token ids, place of the first answer token).
+            packing: Share prompts and fill rows; otherwise each text is a row, padded to the longest.
+
+        Returns:
+            Logits of shape (answer tokens, vocabulary); number of each text that has an answer and the tokens of the
+            answer, in the order of the logits.
+        """
         groups = answer_groups([(ids, start, len(ids)) for ids, start in texts])
         device = self.model.device
         if packing:
@@ -199,19 +235,13 @@ class PackedModel:
                 for group in groups
                 for branch in group.branches
             }
-        targets = torch.tensor([token for n in places for token in texts[n][0][-len(places[n]) :]], device=device)
-        self.answers.places = torch.tensor([place for n in places for place in places[n]], device=device)
+        chosen = [place for n in places for place in places[n]]
+        self.answers.places = torch.tensor(chosen, dtype=torch.long, device=device)
         try:
             logits = self.model(**inputs).logits[0]
         finally:
             self.answers.places = None
-        values = [
-            part.float().gather(-1, target[:, None]).squeeze(-1) - part.float().logsumexp(-1)
-            for part, target in zip(torch.split(logits, _HEAD_TOKENS), torch.split(targets, _HEAD_TOKENS), strict=True)
-        ]
-        sums = torch.split(torch.cat(values), [len(places[n]) for n in places])
-        by_number = dict(zip(places, (float(part.double().sum()) for part in sums), strict=True))
-        return [by_number.get(n, 0.0) for n in range(len(texts))]
+        return logits, {n: len(own) for n, own in places.items()}
 
     def scores(self, wrapped: Any, input_ids: Any, attention_mask: Any, **options: Any) -> Any:
         """A reward model's scores of a padded batch whose second half has the rejected answers of the first half.

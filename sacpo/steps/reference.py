@@ -126,14 +126,12 @@ def log_probabilities(
         computed[:] += (tokens, slots)
 
     packed = PackedModel(model, pad, count)
-    packing = packing and obstacle(model, max_length) is None
-    compared = is_known(model)
     whole = [((prompt + answer)[:max_length], len(prompt)) for prompt, answer in sequences]
     results = [0.0] * len(whole)
-    for batch in _batches(sequences, batch_size):
+    for k, batch in enumerate(answer_batches(sequences, batch_size)):
         texts = [whole[i] for i in batch]
-        if packing and not compared:
-            packing, compared = _same_packed(packed, texts), True
+        if k == 0:
+            packing = packing and packs(packed, texts, max_length)
             computed[:] = 0
         for i, value in zip(batch, packed.answer_sums(texts, packing=packing), strict=True):
             results[i] = value
@@ -141,7 +139,7 @@ def log_probabilities(
     return results, int(computed[0]), int(computed[1])
 
 
-def _batches(sequences: list[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
+def answer_batches(sequences: list[tuple[list[int], list[int]]], batch_size: int) -> Iterator[list[int]]:
     """Numbers of the sequences, batch by batch; the longest first, those of one prompt beside each other."""
     longest: dict[tuple[int, ...], int] = {}
     for prompt, answer in sequences:
@@ -150,6 +148,17 @@ def _batches(sequences: list[tuple[list[int], list[int]]], batch_size: int) -> I
     prompts = [tuple(prompt) for prompt, _ in sequences]
     order = sorted(range(len(sequences)), key=lambda i: (-longest[prompts[i]], prompts[i]))
     return (order[start : start + batch_size] for start in range(0, len(order), batch_size))
+
+
+def packs(packed: PackedModel, texts: list[tuple[list[int], int]], max_length: int) -> bool:
+    """Whether a model gives the same sums packed and padded; a model of a type that is not known to is compared.
+
+    Args:
+        packed: The model.
+        texts: (token ids, place of the first answer token) to compare on.
+        max_length: Tokens of the longest sequence.
+    """
+    return obstacle(packed.model, max_length) is None and (is_known(packed.model) or _same_packed(packed, texts))
 
 
 def _same_packed(packed: PackedModel, texts: list[tuple[list[int], int]]) -> bool:
