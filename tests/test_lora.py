@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from sacpo import export
 from sacpo.cluster import memory
 from sacpo.compat.transformers import attention_of
+from sacpo.data.model_cache import MODEL_CACHE
 from sacpo.errors import SpaceError
 from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
@@ -198,13 +199,13 @@ def test_one_base_answers_for_several_adapters(sweep: Sweep, monkeypatch: pytest
     loaded = []
     load = policies._load
     monkeypatch.setattr(policies, "_load", lambda *arguments: loaded.append(1) or load(*arguments))
-    policies.release_base()
+    MODEL_CACHE.clear()
     alone = [logits(policies.load_policy(sweep.parents(label))[0]) for label in (FIRST, SECOND)]
     assert len(loaded) == 2
     for label, expected in ((FIRST, alone[0]), (SECOND, alone[1]), (FIRST, alone[0])):
         assert torch.equal(logits(policies.load_policy(sweep.parents(label), share_base=True)[0]), expected)
     assert len(loaded) == 3
-    policies.release_base()
+    MODEL_CACHE.clear()
 
 
 def test_an_export_is_merged_or_an_adapter_and_loads_in_plain_libraries(sweep: Sweep, tmp_path: Path) -> None:

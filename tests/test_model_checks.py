@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, LlamaForSequenceClassification
 
@@ -175,3 +176,19 @@ def test_a_row_that_the_template_refuses_is_one_invalid_row() -> None:
     examples = [{"prompt": prompt, "chosen": "three", "rejected": "four"} for prompt in ("one", turns, "two")]
     rows, left_out = tokenise(examples, shape="pairs", tokenizer=chain_tokenizer(text), template="chat", max_length=64)
     assert (len(rows), left_out) == (2, {"refused by the chat template: no system role": 1})
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_dequantised_model_is_saved_as_a_plain_one(tmp_path: Path, tied: bool) -> None:
+    dequantised = chain_model({}, tie_word_embeddings=tied)
+    dequantised.config.quantization_config = {"quant_method": "gguf"}
+    plain = model._without_quantization_config(dequantised)
+    assert not hasattr(plain.config, "quantization_config")
+    plain.save_pretrained(tmp_path)
+    for saved in (plain, type(dequantised).from_pretrained(tmp_path)):
+        expected = dequantised.state_dict()
+        assert saved.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in saved.state_dict().items())
+    assert plain.generation_config.eos_token_id == dequantised.generation_config.eos_token_id
+    ids = torch.tensor([[1, 5, 6]])
+    assert torch.equal(plain(input_ids=ids).logits, dequantised(input_ids=ids).logits)

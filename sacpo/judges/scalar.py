@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.data.batching import batches_by_length, with_pad_token
+from sacpo.data.model_cache import MODEL_CACHE
 from sacpo.errors import StepError
 from sacpo.judges.verdicts import AnswerPair, JudgeFunction, Outcome, Verdict, outcome_of
 
@@ -141,15 +142,19 @@ def reward_model(
 
     tokenizer = with_pad_token(AutoTokenizer.from_pretrained(path, revision=revision or "main"))
     _check_template(tokenizer, template, path)
-    model: Any
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        path, revision=revision or "main", dtype="auto", output_loading_info=True
-    )
-    check_weights(info, f"the judge {path}")
+
+    def load() -> Any:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path, revision=revision or "main", dtype="auto", output_loading_info=True
+        )
+        check_weights(info, f"the judge {path}")
+        return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    is_folder = Path(path).is_dir()  # a branch on the hub may have moved on
+    model = MODEL_CACHE.get([Path(path)], "reward model", load) if is_folder else load()
     column = _output_index(model.config, output, path)
     limit = min(max_length, _context(model.config))
     model.config.pad_token_id = tokenizer.pad_token_id
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def score(pairs: list[tuple[str, str]]) -> list[float]:
         texts = [_text(prompt, answer, tokenizer, template) for prompt, answer in pairs]

@@ -144,6 +144,6 @@ def _without_quantization_config(quantised: Any) -> Any:
     """A model that was dequantised from a GGUF file, without the marks that keep it from being saved as a plain one."""
     config = quantised.config
     del config.quantization_config
-    model = type(quantised)(config).to(quantised.dtype)
-    model.load_state_dict(quantised.state_dict())
-    return model
+    return type(quantised).from_pretrained(
+        None, config=config, state_dict=quantised.state_dict(), dtype=quantised.dtype
+    )

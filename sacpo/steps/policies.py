@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sacpo.data.batching import with_pad_token
-from sacpo.planning.plan import MIXED_ROLES
+from sacpo.data.model_cache import MODEL_CACHE
+from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES
 from sacpo.spaces.merging import FIRST, LINEAR, ORIGIN, SECOND, Combination
 from sacpo.spaces.model_loading import Loading
 from sacpo.steps.adapters import Adapter, attach, stacked
@@ -23,15 +24,10 @@ from sacpo.steps.model_loading import effective_loading, load_options
 
 @dataclass
 class _SharedBase:
-    """The base that this process loaded last for adapters, with the adapter that it carries now."""
+    """A base that one adapter after the other is attached to, with the adapter that it carries now."""
 
-    folder: Path
-    loading: Loading
     model: Any
     handles: list[RemovableHandle]
-
-
-_shared: list[_SharedBase] = []  # at most one
 
 
 def load_policy(
@@ -52,7 +48,8 @@ def load_policy(
         combination: How weights are merged.
         loading: How the base is loaded; None: as transformers does by default.
         share_base: Keep the base of an adapter in this process for the next policy on the same base. The next such call
-            takes it over, so only one of these policies can be used at a time.
+            takes it over, so only one of these policies can be used at a time. Any other policy is kept too, as far as
+            `sacpo.data.model_cache` has room.
     """
     loading = loading or Loading()
     if MIXED_ROLES[0] in parents:
@@ -62,13 +59,26 @@ def load_policy(
     parts = _parts(parents, q)
     tokenizer = AutoTokenizer.from_pretrained(parents["policy" if q is None else "first"], padding_side="left")
     base, *others = dict.fromkeys(part.base for part in parts)
-    if combination != LINEAR and q is not None:
-        model = _placed(_merged(parts, parents, combination, loading), loading)
-    elif not others:
-        model = _with_adapter(base, loading, _stacked(parts), share_base)
-    else:
-        model = _placed(_averaged(parts, loading), loading)
-    return model, with_pad_token(tokenizer)
+    is_linear = combination == LINEAR or q is None
+    if share_base and is_linear and not others and any(part.adapter.factors for part in parts):
+        shared = MODEL_CACHE.get([base], ("base", loading), lambda: _SharedBase(_load(base, loading), []), pinned=True)
+        for handle in shared.handles:
+            handle.remove()
+        shared.handles = attach(shared.model, _stacked(parts))
+        return shared.model, with_pad_token(tokenizer)
+
+    def load() -> Any:
+        if not is_linear:
+            return _placed(_merged(parts, parents, combination, loading), loading)
+        if others:
+            return _placed(_averaged(parts, loading), loading)
+        model = _load(base, loading)
+        attach(model, _stacked(parts))
+        return model
+
+    names = [name for role in ("policy", *MERGED_ROLES, ORIGIN) for name in (role, f"{role}_base")]
+    folders = [parents[name] for name in names if name in parents]
+    return MODEL_CACHE.get(folders, ("policy", q, combination, loading), load), with_pad_token(tokenizer)
 
 
 def single(parents: dict[str, Path], role: str) -> dict[str, Path]:
@@ -88,11 +98,6 @@ def full_policy(parents: dict[str, Path], q: float | None = None, combination: C
     if combination != LINEAR and q is not None:
         return _merged(parts, parents, combination, Loading())
     return _averaged(parts, Loading())
-
-
-def release_base() -> None:
-    """Free the memory of the base that this process keeps for adapters."""
-    _shared.clear()
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -126,21 +131,6 @@ def _averaged(parts: list[Part], loading: Loading) -> Any:
     if len(parts) == 2 and not any(part.adapter.factors for part in parts):
         return merged(parts[0].base, parts[1].base, parts[1].weight, loading)
     return average(parts, loading)
-
-
-def _with_adapter(base: Path, loading: Loading, adapter: Adapter, share_base: bool) -> Any:
-    if not share_base or not adapter.factors:
-        model = _load(base, loading)
-        attach(model, adapter)
-        return model
-    if not _shared or (_shared[0].folder, _shared[0].loading) != (base, loading):
-        _shared.clear()
-        _shared.append(_SharedBase(base, loading, _load(base, loading), []))
-    shared = _shared[0]
-    for handle in shared.handles:
-        handle.remove()
-    shared.handles = attach(shared.model, adapter)
-    return shared.model
 
 
 def _load(folder: Path, loading: Loading) -> Any:

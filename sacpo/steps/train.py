@@ -18,6 +18,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from sacpo.data.model_cache import MODEL_CACHE
 from sacpo.data.tokenise import whole_pairs
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import HELD_OUT, HISTORY
@@ -41,7 +42,6 @@ from sacpo.steps.divergence import DivergenceGuard
 from sacpo.steps.effective import BuiltStage, effective_training
 from sacpo.steps.examples import Examples, load_examples
 from sacpo.steps.model_loading import load_options
-from sacpo.steps.policies import release_base
 from sacpo.steps.throughput import ThroughputCounter
 from sacpo.steps.trainers import TRAINERS
 from sacpo.steps.worker_context import WorkerContext
@@ -53,7 +53,7 @@ def run_alone(job: Job[AnyTrainPayload]) -> StepReport:
     Raises:
         StepError: as `run`.
     """
-    release_base()
+    MODEL_CACHE.clear()
     report = StepReport(devices=1)
     with LocalCheckpoints(job) as checkpoints:
         context = WorkerContext(
