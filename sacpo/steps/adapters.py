@@ -15,10 +15,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import linear, pad
@@ -28,6 +27,11 @@ from sacpo.errors import StepError
 from sacpo.execution.job import Job
 from sacpo.planning.payloads import AnyTrainPayload, lora_of
 from sacpo.spaces.model_loading import ALL_LINEAR, LoRA
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+# peft is imported where it is needed: it takes seconds, and processes that answer or score do without.
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """Files of an adapter, as peft names them."""
@@ -88,11 +92,15 @@ class Adapter:
         """The model with B A added to its weights, in the model's own number format."""
         if not self.factors:
             return model
+        from peft import get_peft_model, set_peft_model_state_dict
+
         with_adapter = get_peft_model(model, self._config(None))
         set_peft_model_state_dict(with_adapter, self.state())
         return with_adapter.merge_and_unload()
 
     def _config(self, base: str | None) -> LoraConfig:
+        from peft import LoraConfig
+
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.rank,  # B holds the scale
@@ -150,6 +158,8 @@ def stage_model(job: Job[AnyTrainPayload]) -> dict[str, Any]:
     settings = lora_of(job.payload)
     if settings is None:
         return {"model": str(job.parents["policy"])}
+    from peft import LoraConfig
+
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
