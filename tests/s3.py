@@ -43,6 +43,12 @@ class Service:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
+    def upload(self, folder: Path, prefix: str) -> None:
+        """Upload all files of a folder."""
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self.client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder)}")
+
     def pause(self) -> None:
         """Answer no request until `resume`."""
         self._process.send_signal(signal.SIGSTOP)

@@ -23,7 +23,16 @@ from sacpo.results.sweep_facts import read_facts
 from sacpo.runs.report_run import open_store
 from sacpo.store.results_location import ResultsLocation
 from tests.commands import call, sweep_here, write_space
-from tests.results_folders import MERGE, NOISY, drop_records, judge_command, snapshot, step_folders
+from tests.results_folders import (
+    LAST_STAGE,
+    MERGE,
+    NOISY,
+    copy_store,
+    drop_records,
+    judge_command,
+    snapshot,
+    step_folders,
+)
 from tests.s3 import BUCKET, Service
 from tests.spaces import small, space
 
@@ -217,7 +226,10 @@ def test_a_judge_with_the_name_of_a_member_of_the_space_s_panel_is_refused(copie
     assert snapshot(folder) == before
 
 
-def test_results_in_a_bucket_name_their_store_relatively(s3: Service, tmp_path: Path) -> None:
+def test_results_in_a_bucket_name_their_store_relatively(s3: Service, in_process_results: Path, tmp_path: Path) -> None:
+    """All but the last stage and the evaluation of its policy is in the bucket already."""
+    copy_store(in_process_results, tmp_path / "store", LAST_STAGE)
+    s3.upload(tmp_path / "store", "kept/results/store")
     uri = s3.uri("kept/results")
     answer = call(sweep_module.main, str(write_space(small(), tmp_path)), "--results", uri, "--address", "in-process")
     assert answer.returncode == 0, answer.stdout + answer.stderr
