@@ -13,7 +13,7 @@ from sacpo.errors import SacpoError
 from sacpo.search.observations import Known, Observation, rounded
 from sacpo.spaces.search import OptunaSearch, Proposal
 
-_RANDOM = 4  # policies before the sampler's model takes over
+_MOST_RANDOM = 10  # policies before the sampler's model takes over; Optuna's default
 _TRIES = 20  # draws until one is new
 
 
@@ -84,7 +84,7 @@ def load_optuna() -> Any:
 def _sampler(optuna: Any, search: OptunaSearch, seed: int) -> Any:
     sampler = optuna.samplers.TPESampler if search.sampler == "tpe" else optuna.samplers.GPSampler
     with warnings.catch_warnings(action="ignore"):
-        return sampler(seed=seed, n_startup_trials=_RANDOM)
+        return sampler(seed=seed, n_startup_trials=max(1, min(_MOST_RANDOM, search.trainings // 3)))
 
 
 def _is_searched(seen: Observation, search: OptunaSearch) -> bool:

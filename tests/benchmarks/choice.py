@@ -2,21 +2,36 @@
 
 Worlds are the synthetic world with other SFT policies, KL parameters and lambdas; policies are exact optima, answers
 are drawn from them. The distance is varied with Gaussian log-ratios, whose path is known, at 90 % of the way.
+
+With really trained policies, the synthetic world's sweeps run in this process. The policy at the lambda that the
+preview of the two ends expects to reach a bound b is trained, and then the one that the preview expects with this
+policy; the violation is the distance of its exact E[g] from b.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from scipy.optimize import brentq
 
+from sacpo import sweep
+from sacpo.results import load
+from sacpo.results.load import Results
+from sacpo.results.preview import expected_lambda
+from sacpo.search.observations import rounded
 from sacpo.statistics.preview import ScoredAnswers, Trained, crossing
 from sacpo.synthetic.world import PROMPTS, SAFETY, Array, optimum
-from tests.benchmarks._options import parse
+from tests.benchmarks._options import is_smoke, parse
+from tests.commands import call, write_space
+from tests.spaces import quickstart, small
 
+CHAIN = "dpo:helpfulness>dpo:harmlessness"
 SETTINGS = ((2.0, 2.0), (1.5, 2.0), (2.5, 3.0), (2.0, 4.0), (1.0, 1.5))
 """beta and the largest lambda of each world."""
 POINTS = np.linspace(0.0, 1.0, 201)
@@ -30,7 +45,11 @@ def main() -> None:
     parser.add_argument("--thresholds", type=int, default=20)
     parser.add_argument("--answers", type=int, default=8, help="of each policy to each prompt")
     parser.add_argument("--repeats", type=int, default=40, help="of each distance")
-    options = parse(parser, worlds=1, thresholds=2, repeats=2)
+    parser.add_argument("--trained-worlds", type=int, default=3, help="worlds whose policies are really trained")
+    parser.add_argument("--trained-thresholds", type=int, default=4, help="of each of these; two trainings each")
+    parser.add_argument("--rows", type=int, default=16384, help="preferences of each objective in these")
+    toy = {"worlds": 1, "thresholds": 2, "repeats": 2, "trained_worlds": 1, "trained_thresholds": 1, "rows": 256}
+    options = parse(parser, **toy)
     errors = np.concatenate(
         [world_errors(w, options.thresholds, options.answers, np.random.default_rng(w)) for w in range(options.worlds)]
     )
@@ -41,7 +60,11 @@ def main() -> None:
         row = {stones: distance_error(nats, stones, options.answers, options.repeats) for stones in (0, 1, 3)}
         by_distance[str(nats)] = {f"{stones} stones": round(error, 4) for stones, error in row.items()}
         print(f"{nats:3} nats: " + ", ".join(f"{stones} stones {error:.3f}" for stones, error in row.items()))
-    figures = {
+    violations = []
+    for world in range(options.trained_worlds):
+        with tempfile.TemporaryDirectory() as folder:
+            violations += TrainedWorld(world, options.rows, Path(folder)).violations(options.trained_thresholds)
+    figures: dict[str, object] = {
         "lambda_error_two": round(float(two), 4),
         "lambda_error_three": round(float(three), 4),
         "lambda_error_one_sided": round(float(one_sided), 4),
@@ -49,6 +72,10 @@ def main() -> None:
         "lambda_error_three_p90": round(float(np.quantile(errors[:, 1], 0.9)), 4),
         "by_distance": by_distance,
     }
+    if violations:
+        first, second = np.quantile(violations, 0.9, axis=0)
+        print(f"90th percentile of |E[g] - b|: from two policies {first:.3f}, after a third {second:.3f}")
+        figures |= {"violation_p90_two": round(float(first), 4), "violation_p90": round(float(second), 4)}
     print(json.dumps(figures))
 
 
@@ -99,6 +126,70 @@ def one_sided(first: Array, tilt: float, answers: int, threshold: float, rng: np
     weights = np.exp(POINTS[:, None, None] * tilt * (scores - scores.max(axis=1, keepdims=True)))
     means = (weights * scores).sum(axis=2) / weights.sum(axis=2)
     return crossing(POINTS, means.mean(axis=1), threshold)
+
+
+class TrainedWorld:
+    """Sweeps of the quickstart's chain with one beta and seed, on one store.
+
+    Args:
+        world: Number of the setting, and the seed.
+        rows: Preferences of each objective.
+        folder: Where the sweeps' folders go.
+    """
+
+    def __init__(self, world: int, rows: int, folder: Path) -> None:
+        self.beta, self.largest = SETTINGS[world]
+        self.folder = folder
+        self._runs = 0
+        self.data = (small() if is_smoke() else quickstart()) | {"merges": [], "seeds": [world]}
+        self.data["evaluation"]["sentinels"] = []
+        for source in self.data["data"]["preferences"].values():
+            source["rows"] = rows
+
+    def run(self, *lambdas: float) -> Results:
+        """The results of a sweep with these policies after the last stage, as far as they are not there yet."""
+        ratios = [rounded(self.beta / value) for value in dict.fromkeys(lambdas)]
+        self.data["chains"] = [{"chain": CHAIN, "beta": self.beta, "beta_over_lambda": sorted({*ratios})}]
+        self._runs += 1
+        results = self.folder / f"results-{self._runs}"
+        with mock.patch("sacpo.runs.sweep_run.write_report"):  # takes most of the time of a sweep that has its policies
+            answer = call(
+                sweep.main,
+                str(write_space(self.data, self.folder)),
+                *("--address", "in-process", "--results", str(results), "--store", str(self.folder / "store")),
+            )
+        if answer.returncode:
+            raise SystemExit(answer.stdout + answer.stderr)
+        return load(results)
+
+    def expected_safety(self, results: Results, value: float) -> float:
+        """The exact E[g] of the policy that was trained at this lambda; 0: of the stage before."""
+        trials = results.trials
+        chosen = (
+            trials["method"] == "one-step" if value == 0 else trials["beta_over_lambda"] == rounded(self.beta / value)
+        )
+        return float(trials.loc[chosen, "expected_safety"].iloc[0])
+
+    def recommended(self, results: Results, threshold: float) -> float:
+        """The lambda at which the preview reaches a bound, within the path."""
+        value = expected_lambda(results.comparisons["preview"], "expected_safety", threshold).value
+        return float(np.clip(np.nan_to_num(value, nan=self.largest), 0.02 * self.largest, 0.98 * self.largest))
+
+    def violations(self, thresholds: int) -> list[tuple[float, float]]:
+        """|E[g] - b| at the lambda from two policies, and at the one with the policy that was trained there."""
+        ends = self.run(self.largest)
+        low, high = (self.expected_safety(ends, value) for value in (0, self.largest))
+        found = []
+        for share in (np.arange(thresholds) + 0.5) / thresholds:
+            bound = low + share * (high - low)
+            first = self.recommended(ends, bound)
+            three = self.run(self.largest, first)
+            second = self.recommended(three, bound)
+            four = self.run(self.largest, first, second)
+            reached = self.expected_safety(three, first), self.expected_safety(four, second)
+            found.append((abs(reached[0] - bound), abs(reached[1] - bound)))
+            print(f"beta {self.beta}, b {bound:.3f}: lambda {first:.3f} then {second:.3f}, E[g] {reached}", flush=True)
+        return found
 
 
 def distance_error(nats: float, stones: int, answers: int, repeats: int, prompts: int = 150) -> float:
