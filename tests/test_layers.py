@@ -31,7 +31,7 @@ LAYERS = (
     ("execution",),
     ("steps", "results"),
     ("cluster", "reporting"),
-    ("runs",),
+    ("runs", "plots"),
     ("sweep", "extend", "choose", "judge", "report", "diff", "export", "doctor"),
     ("cli",),
 )

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from sacpo.errors import SacpoError
+from sacpo.reporting.new_axes import add_legend, axes_or_new, plain
 from sacpo.reporting.series import INK, lighter, look
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from sacpo.results.load import Results
 
 _PANELS = {
     "loss": "loss",
@@ -22,11 +27,36 @@ _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 _MARKERS = 8  # on each line, so that stages of one colour can be told apart
 
 
-def draw_curves(curves: pd.DataFrame) -> Figure:
-    """Draw loss, accuracy, margin and the chosen responses' likelihood over the updates, one line for each stage.
+def plot_training(results: Results, ax: Axes | None = None, column: str = "loss", *, legend: bool = True) -> Axes:
+    """A training curve of every stage over its updates.
 
     A stage has the colour and marker of the policy that it trains, as in the picture of the front; stages of one chain
     differ in their dashes.
+
+    Args:
+        results: The tables.
+        ax: Where; None: in a figure of its own, by pyplot.
+        column: A number of the table `curves`; a stage whose method does not log it has no line.
+        legend: Whether the axes get a legend; below them in a figure of their own.
+
+    Raises:
+        SacpoError: nothing was trained, or the table has no such column.
+    """
+    curves = results.comparisons.get("curves")
+    if curves is None or curves.empty:
+        raise SacpoError("these results have no training curves: no stage was trained, or the sweep has not ended")
+    known = [name for name in curves.columns if name not in ("step_id", "label", "update")]
+    if column not in known:
+        raise SacpoError(f"column {column!r}: the table `curves` has {', '.join(known)}")
+    axes = axes_or_new(ax, (7.2, 5.4))
+    _draw_stages(axes, curves, column)
+    if legend:
+        add_legend(axes, is_new=ax is None)
+    return axes
+
+
+def draw_curves(curves: pd.DataFrame) -> Figure:
+    """Draw loss, accuracy, margin and the chosen responses' likelihood over the updates, one line for each stage.
 
     Args:
         curves: The table `curves` of a results folder, not empty.
@@ -38,23 +68,31 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     from matplotlib.lines import Line2D
 
     figure = Figure(figsize=(12.8, 8.4), dpi=125, layout="constrained")
-    stages = list(curves.groupby("step_id", sort=False))
-    styles = _styles([str(stage["label"].iloc[0]) for _, stage in stages])
-    for axes, (column, title) in zip(figure.subplots(2, 2).flat, _PANELS.items(), strict=True):
-        for (_, stage), style in zip(stages, styles, strict=True):
-            if stage[column].notna().any():
-                every = max(1, len(stage) // _MARKERS)
-                axes.plot(stage["update"], stage[column], **style, linewidth=1.2, markersize=5, markevery=every)
-        if column == "chosen_logp_change":
-            axes.axhline(0, color=INK, linewidth=0.7, linestyle=(0, (5, 4)))
-        axes.set_title(title, loc="left", fontsize=10, color=INK)
-        axes.set_xlabel("update", fontsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#eef2f6", linewidth=0.8)
-    if len(stages) <= _LEGEND_ROWS:
+    for axes, column in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        _draw_stages(axes, curves, column)
+    styles = [style for _, style in _stages(curves)]
+    if len(styles) <= _LEGEND_ROWS:
         handles = [Line2D([], [], **style, linewidth=1.2, markersize=5) for style in styles]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=5)
     return figure
+
+
+def _draw_stages(axes: Axes, curves: pd.DataFrame, column: str) -> None:
+    for stage, style in _stages(curves):
+        if stage[column].notna().any():
+            every = max(1, len(stage) // _MARKERS)
+            axes.plot(stage["update"], stage[column], **style, linewidth=1.2, markersize=5, markevery=every)
+    if column == "chosen_logp_change":
+        axes.axhline(0, color=INK, linewidth=0.7, linestyle=(0, (5, 4)))
+    axes.set_title(_PANELS.get(column, column), loc="left", fontsize=10, color=INK)
+    axes.set_xlabel("update", fontsize=9)
+    plain(axes)
+
+
+def _stages(curves: pd.DataFrame) -> list[tuple[pd.DataFrame, dict[str, Any]]]:
+    """The rows of each stage, and how its line is drawn."""
+    stages = [rows for _, rows in curves.groupby("step_id", sort=False)]
+    return list(zip(stages, _styles([str(rows["label"].iloc[0]) for rows in stages]), strict=True))
 
 
 def _styles(labels: list[str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The front as a picture: PNG, SVG or PDF."""
+"""The front as a picture: PNG, SVG or PDF. `sacpo.plots` offers the parts, each on the axes that a caller gives."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sacpo.errors import SacpoError
+from sacpo.reporting.new_axes import add_legend, axes_or_new
+from sacpo.reporting.point_labels import Label, place_labels
 from sacpo.reporting.series import (
     FRONT,
     GOLD,
@@ -32,13 +35,80 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
     from sacpo.results.load import Results
 
 
+FORMS = ("png", "svg", "pdf")
+"""Forms of the pictures."""
+
+
+def plot_front(results: Results, ax: Axes | None = None, *, labels: bool = True, legend: bool = True) -> Axes:
+    """The trials in the plane of win rates: intervals, the front with its band, previews.
+
+    Args:
+        results: The tables; only trials that are done and have both win rates are drawn.
+        ax: Where; None: in a figure of its own, by pyplot.
+        labels: Whether each point has its setting beside it.
+        legend: Whether the axes get a legend; below them in a figure of their own.
+    """
+    axes = axes_or_new(ax)
+    _draw_win_rates(axes, results)
+    _draw_preview(axes, results, WIN_RATES)
+    if legend:
+        add_legend(axes, is_new=ax is None)
+    if labels:
+        _add_labels(axes, _point_labels(axes, drawn(results.trials, WIN_RATES), WIN_RATES))
+    return axes
+
+
+def plot_exact(results: Results, ax: Axes | None = None, *, labels: bool = True, legend: bool = True) -> Axes:
+    """The trials' exact expectations beside the exact optimum; arguments as for `plot_front`.
+
+    Raises:
+        SacpoError: the sweep is not in the synthetic world, so that nothing is exact.
+    """
+    if results.exact is None:
+        raise SacpoError(f"{results.sweep.name} is not in the synthetic world, so it has no exact values to draw")
+    axes = axes_or_new(ax)
+    _draw_preview(axes, results, GOLD)
+    _draw_gold(axes, results.trials, results.exact)
+    if legend:
+        add_legend(axes, is_new=ax is None)
+    if labels:
+        _add_labels(axes, _exact_labels(axes, results.trials, results.exact))
+    return axes
+
+
+def plot_trials(
+    trials: pd.DataFrame,
+    ax: Axes | None = None,
+    columns: tuple[str, str] = WIN_RATES,
+    *,
+    labels: bool = True,
+    legend: bool = True,
+) -> Axes:
+    """The points of any table with the columns of `trials`, without a front.
+
+    Args:
+        trials: `label`, `method`, `chain`, `beta`, `beta_over_lambda`, `lambda`, `q`, `seed`, `status`, `on_front` and
+            the two columns, each with `_low` and `_high` where it has intervals.
+        ax: Where; None: in a figure of its own, by pyplot.
+        columns: What the horizontal and the vertical axis show.
+        labels: Whether each point has its setting beside it.
+        legend: Whether the axes get a legend; below them in a figure of their own.
+    """
+    axes = axes_or_new(ax)
+    _draw_series(axes, trials, columns)
+    if legend:
+        add_legend(axes, is_new=ax is None)
+    if labels:
+        _add_labels(axes, _point_labels(axes, drawn(trials, columns), columns))
+    return axes
+
+
 def draw_front(results: Results) -> Figure:
-    """Draw the trials in the plane of win rates and, in the synthetic world, beside the exact optimum.
+    """The picture of the front: the plane of win rates and, in the synthetic world, exact values beside it.
 
     Args:
         results: The tables; only trials that are done and have both win rates are drawn.
@@ -49,40 +119,54 @@ def draw_front(results: Results) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    trials, exact = results.trials, results.exact
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(8.8, 7.2) if exact is None else (12.8, 7.0), dpi=125, layout=layout)
-    left, *right = figure.subplots(1, 1 if exact is None else 2, squeeze=False)[0]
-    _draw_win_rates(left, results)
-    _draw_preview(left, results, WIN_RATES)
-    if exact is not None:
-        _draw_preview(right[0], results, GOLD)
-        _draw_gold(right[0], trials, exact)
+    is_exact = results.exact is not None
+    figure = Figure(figsize=(12.8, 7.0) if is_exact else (8.8, 7.2), dpi=125, layout=layout)
+    plots = (plot_front, plot_exact) if is_exact else (plot_front,)
+    panels = figure.subplots(1, len(plots), squeeze=False)[0]
     named: dict[str, Any] = {}
-    for axes in (left, *right):
+    for plot, axes in zip(plots, panels, strict=True):
+        plot(results, axes, labels=False, legend=False)
         handles, names = axes.get_legend_handles_labels()
         named |= dict(zip(names, handles, strict=True))
     if named:
-        columns = 2 if exact is None else 3
+        columns = 3 if is_exact else 2
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.draw_without_rendering()  # fixes the layout, which the placing of labels needs
     figure.set_layout_engine("none")
-    place_labels(left, _point_labels(left, drawn(trials, WIN_RATES), WIN_RATES), figure.dpi)
-    if exact is not None:
-        marks = [
-            (r["expected_reward"], r["expected_safety"], f"λ={r['lambda']:.3g}", FRONT) for r in optima(trials, exact)
-        ]
-        place_labels(right[0], _point_labels(right[0], drawn(trials, GOLD), GOLD) + marks, figure.dpi)
+    place_labels(panels[0], _point_labels(panels[0], drawn(results.trials, WIN_RATES), WIN_RATES), figure.dpi)
+    if results.exact is not None:
+        place_labels(panels[1], _exact_labels(panels[1], results.trials, results.exact), figure.dpi)
     return figure
 
 
-def save_figure(figure: Figure, path: Path, form: str) -> None:
+def save(axes: Axes, path: str | Path, **options: Any) -> None:
+    """Write the figure of these axes as the PNG, SVG or PDF that the file's suffix names, for a paper.
+
+    A PDF has its fonts embedded as TrueType (type 42), which publishers ask for. The same figure gives the same bytes.
+
+    Args:
+        axes: Any axes of the figure.
+        path: The file to write.
+        options: Further arguments of matplotlib's `savefig`, such as `dpi`.
+
+    Raises:
+        SacpoError: the suffix names no form.
+    """
+    path = Path(path)
+    form = path.suffix.removeprefix(".")
+    if form not in FORMS:
+        raise SacpoError(f"{path}: must end in .{', .'.join(FORMS)}")
+    save_figure(axes.figure.canvas.figure, path, form, **options)
+
+
+def save_figure(figure: Figure, path: Path, form: str, **options: Any) -> None:
     """Write a figure as `png`, `svg` or `pdf`. The same figure gives the same bytes."""
     import matplotlib as mpl
 
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
     with mpl.rc_context({"svg.hashsalt": "sacpo", "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(path, format=form, metadata=metadata)
+        figure.savefig(path, format=form, metadata=metadata, **options)
 
 
 def _draw_win_rates(axes: Axes, results: Results) -> None:
@@ -212,10 +296,6 @@ def _clipped(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str]) -> tuple[
     return x.clip(*axes.get_xlim()), y.clip(*axes.get_ylim())
 
 
-Label = tuple[float, float, str, str]
-"""x and y of the point in data units, text, colour."""
-
-
 def _point_labels(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str]) -> list[Label]:
     labels = []
     for series in all_series(rows):
@@ -228,65 +308,12 @@ def _point_labels(axes: Axes, rows: pd.DataFrame, columns: tuple[str, str]) -> l
     return labels
 
 
-_GAPS = (6, 12, 20, 30, 42, 56, 72, 90)  # points between marker and label
-_DIRECTIONS = [
-    (np.cos(angle), np.sin(angle)) for angle in np.pi / 8 * np.array([1, 15, 7, 9, 3, 13, 5, 11, 0, 8, 4, 12])
-]
+def _exact_labels(axes: Axes, trials: pd.DataFrame, exact: pd.DataFrame) -> list[Label]:
+    marks = [(r["expected_reward"], r["expected_safety"], f"λ={r['lambda']:.3g}", FRONT) for r in optima(trials, exact)]
+    return _point_labels(axes, drawn(trials, GOLD), GOLD) + marks
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], dpi: float) -> list[Bbox]:
-    """Put each label at the nearest place that touches no marker and no other label, with a line to a point far away.
-
-    Returns:
-        The boxes of the labels, in pixels.
-    """
-    from matplotlib.patheffects import withStroke
-    from matplotlib.transforms import Bbox
-
-    pixels = axes.transData.transform([(x, y) for x, y, _, _ in labels] or np.empty((0, 2)))
-    half = 7.5 * dpi / 72
-    taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in pixels]
-    for (x, y, text, colour), (px, py) in zip(labels, pixels, strict=True):
-        note = axes.annotate(
-            text,
-            xy=(x, y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8.5,
-            color=colour,
-            zorder=6,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
-        size = note.get_window_extent()
-        best: tuple[float, float, float, Bbox] | None = None
-        for gap in _GAPS:
-            for dx, dy in _DIRECTIONS:
-                cx = px + dx * (gap * dpi / 72 + size.width / 2)
-                cy = py + dy * (gap * dpi / 72 + size.height / 2)
-                box = Bbox.from_bounds(cx - size.width / 2, cy - size.height / 2, size.width, size.height)
-                covered = sum(_overlap(box, other) for other in taken) + _area(box) - _overlap(box, axes.bbox)
-                if best is None or covered < best[0]:
-                    best = (covered, cx, cy, box)
-            if best is not None and best[0] < 1e-6:
-                break
-        assert best is not None
-        _, cx, cy, box = best
-        note.set_position(((cx - px) * 72 / dpi, (cy - py) * 72 / dpi))
-        if np.hypot(cx - px, cy - py) - size.width / 2 > 14 * dpi / 72:
-            ends = axes.transData.inverted().transform([(px, py), (cx, cy)])
-            axes.plot(*ends.T, color=colour, linewidth=0.5, alpha=0.6, zorder=3)
-        taken.append(box)
-    return taken[len(labels) :]
-
-
-def _area(box: Bbox) -> float:
-    return float(box.width * box.height)
-
-
-def _overlap(first: Bbox, second: Bbox) -> float:
-    from matplotlib.transforms import Bbox
-
-    common = Bbox.intersection(first, second)
-    return 0.0 if common is None else _area(common)
+def _add_labels(axes: Axes, labels: Sequence[Label]) -> None:
+    figure = axes.figure.canvas.figure
+    figure.draw_without_rendering()  # the places depend on the layout
+    place_labels(axes, labels, figure.dpi)

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING
 from sacpo.errors import SacpoError, StoreError
 from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.page import write_html
-from sacpo.reporting.plots import draw_front, save_figure
+from sacpo.reporting.plots import FORMS, draw_front, save_figure
 
 if TYPE_CHECKING:
     from sacpo.results.load import Results
-
-
-FORMS = ("png", "svg", "pdf")
-"""Forms of the pictures."""
 
 
 def write_report(results: Results, folder: Path) -> None:

@@ -1,0 +1,36 @@
+"""Axes and legends that all plots share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def axes_or_new(ax: Axes | None, size: tuple[float, float] = (7.2, 6.4)) -> Axes:
+    """The axes that a caller gave, or those of a new figure of this size in inches, which a notebook shows."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def add_legend(axes: Axes, *, is_new: bool, columns: int = 2) -> None:
+    """A legend of what is named: below the axes in a figure of their own, else inside the axes."""
+    handles, names = axes.get_legend_handles_labels()
+    if not names:
+        return
+    if is_new:
+        figure = axes.figure.canvas.figure
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    else:
+        axes.legend(fontsize=7, framealpha=0.8)
+
+
+def plain(axes: Axes) -> None:
+    """A light grid, and no frame above and on the right."""
+    axes.grid(color="#eef2f6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
