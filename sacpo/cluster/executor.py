@@ -47,11 +47,11 @@ def trains_on_group(step: Step) -> bool:
 
 def _run_tasks(job: Job[Any], count: int) -> list[StepResult]:
     """Run a step as `count` tasks, each with one shard and the resources of one worker."""
-    needs_accelerator = holds(job.step.kind, job.payload) is not Holds.CPU_TASK
-    task = _task.options(
+    accelerators = 0 if holds(job.step.kind, job.payload) is Holds.CPU_TASK else job.resources.gpus_per_worker
+    task = (_accelerator_task if accelerators else _task).options(
         scheduling_strategy="DEFAULT",  # outside the calling trial's placement group, which has no CPUs
         num_cpus=job.resources.cpus_per_worker,
-        num_gpus=job.resources.gpus_per_worker if needs_accelerator else 0,
+        num_gpus=accelerators,
         max_retries=job.resources.max_restarts,
         name=job.step.id,
     )
@@ -64,7 +64,12 @@ def _run_tasks(job: Job[Any], count: int) -> list[StepResult]:
     return results
 
 
-@ray.remote  # type: ignore[untyped-decorator]
-def _task(job: Job[Any]) -> StepResult:
+def _carry_out(job: Job[Any]) -> StepResult:
     result = carry_out_logged(job)
     return result if job.store.cache is None else result.model_copy(update={"files": job.upload()})
+
+
+_task = ray.remote(_carry_out)
+# Its process ends with it: a process keeps the accelerator that it used first, and memory there. Ray does the same for
+# functions that are declared with accelerators, but not for those that get them by `options`.
+_accelerator_task = ray.remote(max_calls=1)(_carry_out)
