@@ -113,3 +113,14 @@ def test_obstore_itself_repeats_a_request_for_a_few_seconds(proxy: Proxy, monkey
         backend(proxy, has_answered=False).read("key")
     assert 0.5 < time.monotonic() - started < 5.0
     assert len(proxy.requests) > 2
+
+
+def test_an_error_does_not_quote_a_signature(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sv=2024-01-01&sp=rl&sig=secret&se=2026-01-01")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY", raising=False)
+    proxy.rule = lambda *_: Refuse(403, "AuthorizationPermissionMismatch")
+    files = BucketBackend(f"az://container/prefix?account=name&endpoint_override={proxy.endpoint}/name", True)
+    with pytest.raises(StoreError, match=r"cannot be listed .*: 403 Forbidden: Authorization") as raised:
+        files.list_names("folder")
+    assert "secret" in proxy.requests[0]
+    assert "secret" not in str(raised.value)

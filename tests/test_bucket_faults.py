@@ -172,7 +172,7 @@ def test_when_credentials_expire_in_the_middle_of_a_sweep_nothing_is_lost(
     files: BucketBackend, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeat, "LEASE_S", 0.1)  # the second command runs in the same process, which still lives
-    space = write_space(small(), tmp_path)
+    space = write_space(small(merges=[]), tmp_path)
     records: list[str] = []
 
     def expire(method: str, path: str) -> Fault | None:

@@ -143,7 +143,7 @@ def test_pyarrow_writes_folders_there(bucket: str) -> None:
 @pytest.mark.parametrize("bucket", ["az"], indirect=True)
 def test_a_sweep_keeps_store_and_results_there(bucket: str, tmp_path: Path) -> None:
     results = open_backend(bucket, "--results").child_uri("results")
-    answer = sweep_here(write_space(small(), tmp_path), results)
+    answer = sweep_here(write_space(small(merges=[]), tmp_path), results)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "trials.parquet" in open_backend(results, "--results").list_names("")
 

@@ -40,12 +40,15 @@ def problem(error: Exception, credentials: str) -> str:
     """
     reason, text = _reason(error), plain_text(error)
     if _code(error) in _EXPIRED_CODES or "expir" in text.lower():
-        way_out = f"renew the credentials ({credentials}) and run the same command again: finished steps are kept"
-    elif _WITHOUT_IDENTITY in text:
+        return (
+            f"cannot be used: {reason}; renew the credentials ({credentials}) and run the same command again: finished "
+            "steps are kept"
+        )
+    if _WITHOUT_IDENTITY in text:
         way_out = f"give credentials that may read, write, list and delete there ({credentials})"
     elif _is_denied(error):
         return (
-            f"cannot be {_use(reason)} with these credentials: {reason}; give credentials that may read, write, list "
+            f"cannot be {_use(text)} with these credentials: {reason}; give credentials that may read, write, list "
             f"and delete there ({credentials})"
         )
     elif not is_transient(error):
@@ -55,13 +58,13 @@ def problem(error: Exception, credentials: str) -> str:
     return f"cannot be reached: {reason}; {way_out}"
 
 
-def _use(reason: str) -> str:
+def _use(text: str) -> str:
     """What the refused request would have done, by its method and URL."""
-    if re.search(r"performing DELETE|[?&]delete\b|Bulk delete|comp=batch", reason):
+    if re.search(r"performing DELETE|[?&]delete\b|Bulk delete|comp=batch", text):
         return "deleted from"
-    if re.search(r"[?&](list-type|comp=list)\b", reason):
+    if "list request" in text:
         return "listed"
-    return "read" if re.search(r"performing (GET|HEAD)", reason) else "written"
+    return "read" if re.search(r"performing (GET|HEAD)", text) else "written"
 
 
 def _status(error: Exception) -> int | None:
@@ -83,13 +86,18 @@ def _is_denied(error: Exception) -> bool:
 
 
 def plain_text(error: Exception) -> str:
-    """The text without obstore's debugging output."""
+    """The text without obstore's debugging output; obstore leaves out URLs that have a signature."""
     return str(error).partition("\n\nDebug source:")[0].strip() or type(error).__name__
 
 
 def _reason(error: Exception) -> str:
-    """The text with the service's message in place of its XML."""
+    """The request and its answer, with the service's message in place of its XML."""
     text = plain_text(error)
+    request = re.search(
+        r"Error performing ([A-Z]+ \S+) in [^-]*- (?:Server returned non-2xx status code: )?(.*)", text, re.S
+    )
+    if request is not None:
+        text = f"{request[1]}: {request[2]}"
     message = re.search(r"<Message>(.*?)</Message>", text, re.S)
     if (code := _code(error)) is not None:
         text = f"{text.partition('<')[0].rstrip(': ')}: {code}" + (f" ({message[1].strip()})" if message else "")
