@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,20 @@ def test_the_length_that_would_keep_all_examples_is_shown(tmp_path: Path, capfd:
     text = capfd.readouterr().out
     assert "left out, longer than max_length: 1" in text
     assert "data.max_length 11; 12 would keep 99 % of the examples, 12 all" in text
+
+
+def test_warnings_of_libraries_that_concern_no_sweep_are_left_out() -> None:
+    """Those that DeepSpeed and bitsandbytes give on a CPU, in a process that has not imported them before."""
+    code = """
+from sacpo.execution.output_capture import quiet_libraries
+quiet_libraries()
+import importlib.util, logging, deepspeed
+deepspeed.accelerator.get_accelerator()
+if importlib.util.find_spec("bitsandbytes"):
+    import bitsandbytes
+logging.getLogger("DeepSpeed").warning("another one")
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text = answer.stdout + answer.stderr
+    assert "another one" in text
+    assert re.search("Setting accelerator|gemm_4bit", text) is None

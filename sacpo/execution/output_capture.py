@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -12,9 +13,20 @@ from pathlib import Path
 QUIET_LIBRARIES = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
 """Environment variables: no telemetry, no tokenizer threads (they fork badly), no progress bars."""
 
+_OF_NO_CONCERN = {
+    "DeepSpeed": "Setting accelerator to CPU",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+"""Warnings that every import on a CPU gives, whether or not the library is used: logger, beginning of the message."""
+
 
 def quiet_libraries() -> None:
-    """Set `QUIET_LIBRARIES` in this process, before the libraries are imported; what the user has set stays."""
+    """Set `QUIET_LIBRARIES` in this process, before the libraries are imported; what the user has set stays.
+
+    Warnings that say nothing of the sweep are left out.
+    """
+    for name, beginning in _OF_NO_CONCERN.items():
+        logging.getLogger(name).addFilter(lambda record, text=beginning: not str(record.msg).startswith(text))
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own settings' new names

@@ -9,8 +9,14 @@ from __future__ import annotations
 import re
 
 _NAMES = r"(?:seed:)?(?:think(?:ing)?|thoughts?|reasoning)"
-_OPEN = rf"(?:<{_NAMES}>|\[THINK\]|\u25c1think\u25b7|<\|channel\|>(?:analysis|commentary)\b)"
-_CLOSE = rf"(?:</{_NAMES}>|\[/THINK\]|\u25c1/think\u25b7|<\|channel\|>final\b[^<]*(?:<\|message\|>)?)"
+_OPEN = (
+    rf"(?:<{_NAMES}>|\[THINK\]|\u25c1think\u25b7|<\|(?:begin_of_thought|START_THINKING)\|>"
+    r"|<\|channel\|>(?:analysis|commentary)\b)"
+)
+_CLOSE = (
+    rf"(?:</{_NAMES}>|\[/THINK\]|\u25c1/think\u25b7|<\|(?:end_of_thought|END_THINKING)\|>"
+    r"|<\|channel\|>final\b[^<]*(?:<\|message\|>)?)"
+)
 _OPENED = re.compile(_OPEN, re.I)
 _CLOSED = re.compile(_CLOSE, re.I)
 _BLOCK = re.compile(rf"{_OPEN}(?:(?!{_OPEN}).)*?{_CLOSE}", re.I | re.S)
