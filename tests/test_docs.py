@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import yaml
 
 import sacpo
+from sacpo import sweep
 from sacpo.cli import COMMANDS
+from tests.commands import call
 from tests.spaces import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +57,24 @@ def test_citation_and_changelog_are_of_this_version() -> None:
     assert paper["value"] == "arXiv:2404.11049"
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
     assert versions[0] == sacpo.__version__
+
+
+def test_the_space_of_the_guide_gives_the_trials_that_its_commands_name(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "own-data.md").read_text()
+    (space,) = re.findall(r"^```yaml\n(name: .*?)^```", text, flags=re.M | re.S)
+    (tmp_path / "space.yaml").write_text(space)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / yaml.safe_load(space)["model"]["gguf_file"]).touch()
+    for name in ("helpful", "harmless"):
+        (tmp_path / f"{name}.jsonl.gz").touch()
+        (tmp_path / f"{name}_prompts.json").write_text(json.dumps([{"prompt": f"{name} {n}?"} for n in range(40)]))
+    answer = call(sweep.main, str(tmp_path / "space.yaml"), "--dry-run")
+    assert answer.returncode == 0, answer.stderr
+    trials = [line.strip() for line in answer.stdout.partition("\ntrials:\n")[2].splitlines()]
+    exported = re.findall(r'sacpo export \S+ "([^"]+)"', text)
+    assert exported
+    assert set(exported) < set(trials)
+    assert "\n".join(f"  {trial}" for trial in trials) in text, "the guide shows the trials of its dry run"
 
 
 @pytest.mark.slow

@@ -269,11 +269,8 @@ def test_a_cut_prompt_has_no_verdict_and_is_asked_again(tmp_path: Path) -> None:
         ("<think>hm</think>\n\nYes.", "Yes."),
         ("hm\n</think>\nYes.", "Yes."),
         ("<think>a</think>Yes <think>b</think>and no.", "Yes and no."),
-        ("<think> never ends", ""),
-        ("[THINK]x[/THINK]Yes.", "Yes."),
-        ("<|begin_of_thought|>x<|end_of_thought|>Yes.", "Yes."),
-        ("<|START_THINKING|>x<|END_THINKING|>Yes.", "Yes."),
         ("<|START_THINKING|> never ends", ""),
+        ("[THINK]x[/THINK]Yes<|begin_of_thought|>y<|end_of_thought|>.", "Yes."),
         ("I think so. ", "I think so. "),
     ],
 )
