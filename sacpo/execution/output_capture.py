@@ -20,13 +20,17 @@ _OF_NO_CONCERN = {
 """Warnings that every import on a CPU gives, whether or not the library is used: logger, beginning of the message."""
 
 
+def _concerns_a_sweep(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_OF_NO_CONCERN[record.name])
+
+
 def quiet_libraries() -> None:
     """Set `QUIET_LIBRARIES` in this process, before the libraries are imported; what the user has set stays.
 
     Warnings that say nothing of the sweep are left out.
     """
-    for name, beginning in _OF_NO_CONCERN.items():
-        logging.getLogger(name).addFilter(lambda record, text=beginning: not str(record.msg).startswith(text))
+    for name in _OF_NO_CONCERN:
+        logging.getLogger(name).addFilter(_concerns_a_sweep)
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own settings' new names
