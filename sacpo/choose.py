@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     from sacpo.runs.choose_run import choose_policy
 
     try:
-        constraints = parse_constraints(arguments.at_least, arguments.confidence)
+        constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
         text, status = choose_policy(ResultsLocation(arguments.results), arguments.results, constraints)
     except SacpoError as error:
         print(f"error: {error}", file=sys.stderr)

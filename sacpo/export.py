@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             files = export_answers(ResultsLocation(arguments.results), arguments.answers, arguments.folder)
             print(f"{len(files)} files in {arguments.folder}")
             return 0
-        constraints = parse_constraints(arguments.at_least, arguments.confidence)
+        constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
         location = ResultsLocation(arguments.results)
         export_policy(location, arguments.trial, arguments.out, constraints, as_adapter=arguments.adapter)
         print(arguments.out)

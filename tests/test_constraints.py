@@ -39,7 +39,7 @@ def test_a_constraint_changes_no_step() -> None:
         (SAFE | {"criterion": "harmlesness"}, "constraint.0.criterion: unknown criterion 'harmlesness'; evaluation has "
          "helpfulness, harmlessness; did you mean harmlessness?"),
         ([SAFE, SAFE | {"at_least": 0.7}], "constraint.1.criterion: harmlessness is bounded twice"),
-        (SAFE | {"at_least": 1.0}, "constraint.at_least: got 1.0; should be less than 1"),
+        (SAFE | {"at_least": 1.0}, "constraint.at_least: got 1.0; must be less than 1, since it is a win rate"),
         (SAFE | {"at_most": 0.9}, "constraint.at_most: unknown setting; did you mean at_least?"),
     ],
 )  # fmt: skip

@@ -185,7 +185,7 @@ def race_job(folder: Path, payload: RacePayload, missing: tuple[str, ...] = ("fa
             score = pd.Series(outcome).map({"win": 1.0, "loss": 0.0})
             roles[role] = folder / role
             roles[role].mkdir()
-            table = pd.DataFrame({"prompt_id": ids[:40], "outcome": outcome, "score": score})
+            table = pd.DataFrame({"prompt_id": ids[:40], "outcome": outcome, "score": score, "raw": "0 0"})
             table.to_parquet(roles[role] / VERDICTS)
     made = job(folder / "out", "race", payload, roles)
     object.__setattr__(made, "step", made.step.model_copy(update={"parents": everyone}))

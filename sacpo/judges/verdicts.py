@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -92,6 +93,19 @@ class Verdict:
 
 JudgeFunction = Callable[[list[AnswerPair]], list[Verdict]]
 """Judges pairs of answers; returns at least one verdict per pair, ordered by pair."""
+
+
+def policy_score(raw: str) -> float:
+    """The score of the policy's answer, from the text of a verdict; NaN if an answer has no score.
+
+    Args:
+        raw: The text of a verdict by a judge that scores each answer by itself (`sacpo.judges.scalar`).
+    """
+    parts = raw.split(" ")
+    try:
+        return float(parts[0]) if len(parts) == 2 else math.nan
+    except ValueError:
+        return math.nan
 
 
 def order_inconsistency(calls: Iterable[tuple[Hashable, str, str]]) -> float | None:

@@ -34,12 +34,12 @@ def certificate_lines(choice: Choice, trial: str) -> list[str]:
         f"{row['certifying']:.3f} on {row['n_certifying']} prompts that had no part in the choice, "
         f"lower bound {row['lower_bound']:.3f} (for this policy by itself)"
         for constraint in choice.constraints
-        for row in [choice.row(trial, constraint.criterion)]
+        for row in [choice.row(trial, constraint.key)]
     ]
 
 
 def _asked(constraint: Constraint) -> str:
-    return f"{constraint.criterion} at least {constraint.at_least:g} with confidence {constraint.confidence:g}"
+    return f"{constraint.key} at least {constraint.at_least:g} with confidence {constraint.confidence:g}"
 
 
 def _chosen(choice: Choice, export: str) -> Iterator[str]:
@@ -50,7 +50,8 @@ def _chosen(choice: Choice, export: str) -> Iterator[str]:
         certificate_lines(choice, choice.chosen), choice.constraints, choice.tails, strict=True
     ):
         yield f"  {line}"
-        yield f"  with ties as lost, the lower bound is {choice.ties_lost[constraint.criterion]:.3f}"
+        if constraint.criterion in choice.ties_lost:
+            yield f"  with ties as lost, the lower bound is {choice.ties_lost[constraint.criterion]:.3f}"
         yield f"  {_tail_text(tail, constraint)}"
     yield f"  {choice.objective} {_estimate(choice.gain)} on the certifying part"
     if choice.cost is None:
@@ -78,7 +79,7 @@ def _none(choice: Choice, extend: str) -> Iterator[str]:
     if choice.needed is None:
         yield "it is not above the bound there, so more prompts alone would not help"
         return
-    rows = (choice.row(first, constraint.criterion) for constraint in choice.constraints)
+    rows = (choice.row(first, constraint.key) for constraint in choice.constraints)
     yield (
         f"about {choice.needed} prompts of each constrained criterion, half of them in the certifying part, would "
         "certify it with 80 % power if its scores go on as on that part so far; there are "

@@ -54,6 +54,7 @@ def write_html(results: Results, path: Path) -> None:
         data=as_script(data),
         planes=data["planes"],
         constraints=data["constraints"] if data["choice"] else [],
+        bounds_scores=any(c.get("measure") == "mean_score" for c in results.sweep.space.get("constraint", [])),
         objective=data["objective"],
         answered=[trial for trial in data["trials"] if trial["id"] in data["answers"]],
         asked=list(data["prompts"]),

@@ -71,7 +71,8 @@ def page_data(results: Results) -> dict[str, Any]:
     """What the page's script draws: points, series, charts, the choice, prompts and answers."""
     trials = results.trials
     constraints = [Constraint(**c) for c in results.sweep.space.get("constraint", [])] or [_DEFAULT]
-    choice = _choice(results)
+    bounds_rates = all(c.measure == "win_rate" for c in constraints)
+    choice = _choice(results) if bounds_rates else []  # the page moves bounds of win rates alone
     prompts, answers = _answers(results)
     series = all_series(drawn(trials, WIN_RATES))
     looks = {str(trial): s for s in series for run in s.runs for trial in run["trial_id"]}

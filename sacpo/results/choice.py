@@ -20,13 +20,15 @@ import pandas as pd
 
 from sacpo.errors import SacpoError
 from sacpo.planning.prompt_parts import certifies
-from sacpo.results.constraint_columns import worst_case_means
+from sacpo.results.constraint_columns import measured_lower_bounds, worst_case_means, worst_score
 from sacpo.results.front import candidates, own_verdicts
 from sacpo.results.load import Results
+from sacpo.results.scores import with_scores
 from sacpo.results.suggestion import Suggestion, suggest
 from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
 from sacpo.spaces.constraints import Constraint, objective_of
 from sacpo.statistics.certificate import lower_bounds, prompts_needed, share_upper_bound
+from sacpo.statistics.mean_bounds import prompts_for_mean
 from sacpo.statistics.pareto import on_front
 from sacpo.statistics.win_rate import CONFIDENCE, Estimate, differences, estimates
 
@@ -37,21 +39,21 @@ def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequ
     Args:
         trials: The trial table. The SFT policy is no candidate: its win rate is 0.5 by definition.
         verdicts: Verdicts of the criteria's own judges against the SFT policy.
-        constraints: Constraints whose confidences the bounds have; 95 % for other criteria.
+        constraints: Constraints whose confidences the bounds have; 95 % for other criteria. One on a mean score adds
+            rows whose criterion is its key.
 
     Returns:
         trial_id, criterion, choosing, n_choosing (win rate and prompts), certifying, n_certifying, confidence,
         lower_bound (with missing verdicts as lost) and verdicts (outcomes or probabilities).
     """
     names = trials.loc[candidates(trials) & (trials["method"] != "sft"), "trial_id"]
-    confidence = {c.criterion: c.confidence for c in constraints}
+    bounded = {c.key: c for c in constraints}
     rows = []
-    for criterion, group in verdicts[verdicts["trial_id"].isin(names)].groupby("criterion"):
+    measured = with_scores(verdicts[verdicts["trial_id"].isin(names)], constraints)
+    for criterion, group in measured.groupby("criterion"):
         in_second = group["prompt_id"].map(certifies).astype(bool)
-        level = confidence.get(str(criterion), CONFIDENCE)
+        asked = bounded.get(str(criterion), Constraint(criterion="any", at_least=0.5, confidence=CONFIDENCE))
         first, second = (prompt_matrix(scored(group[part])).reindex(columns=names) for part in (~in_second, in_second))
-        worst = worst_case_means(group[in_second], 0.0).reindex(columns=names, fill_value=0.0)
-        bounds = lower_bounds(worst.to_numpy(dtype=float), level)
         table = pd.DataFrame(
             {
                 "trial_id": names.to_numpy(),
@@ -60,8 +62,8 @@ def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequ
                 "n_choosing": first.notna().sum().to_numpy(),
                 "certifying": second.mean().to_numpy(),
                 "n_certifying": second.notna().sum().to_numpy(),
-                "confidence": level,
-                "lower_bound": bounds,
+                "confidence": asked.confidence,
+                "lower_bound": measured_lower_bounds(asked, group[in_second], names),
                 "verdicts": verdict_scale(group),
             }
         )
@@ -144,12 +146,18 @@ def choose(results: Results, constraints: Sequence[Constraint]) -> Choice:
         raise SacpoError(
             "there is no constraint; give one with --at-least, such as --at-least harmlessness=0.6, or in the space"
         )
-    trials, bounded = results.trials, [c.criterion for c in constraints]
+    trials, bounded = results.trials, [c.key for c in constraints]
     verdicts = own_verdicts(results.verdicts, _baseline(trials))
     table = choice_table(trials, verdicts, constraints)
     if table.empty:
         raise SacpoError(
             "no policy has verdicts yet; run the sweep's own command again, which goes on where it stopped"
+        )
+    scoreless = [c for c in constraints if c.measure == "mean_score" and c.criterion in set(table["criterion"])]
+    if scoreless := [c.criterion for c in scoreless if c.key not in set(table["criterion"])]:
+        raise SacpoError(
+            f"the judge of {', '.join(scoreless)} compares answers and gives no score, so no mean score can be "
+            "bounded; bound the win rate with --at-least, or judge by a reward_model or a trained_reward_model"
         )
     if unknown := [name for name in bounded if name not in set(table["criterion"])]:
         known = ", ".join(sorted(table["criterion"].unique()))
@@ -161,11 +169,11 @@ def choose(results: Results, constraints: Sequence[Constraint]) -> Choice:
         raise SacpoError(
             "the prompts are too few to be split: a part has none; give more prompts in evaluation.CRITERION.prompts"
         )
-    margin = pd.concat([first[c.criterion] - c.at_least for c in constraints], axis=1).min(axis=1)
+    margin = pd.concat([first[c.key] - c.at_least for c in constraints], axis=1).min(axis=1)
     position = {trial: i for i, trial in enumerate(trials["trial_id"])}
     on_part = first.index[on_front(np.column_stack([margin, first[objective]]))]
     sequence = tuple(sorted(on_part, key=lambda t: (-margin[t], -first.loc[t, objective], position[t])))
-    shown = [all(bounds.loc[t, c.criterion] >= c.at_least for c in constraints) for t in sequence]
+    shown = [all(bounds.loc[t, c.key] >= c.at_least for c in constraints) for t in sequence]
     certified = next((i for i, passed in enumerate(shown) if not passed), len(shown))
     choice = Choice(
         constraints=tuple(constraints),
@@ -178,6 +186,7 @@ def choose(results: Results, constraints: Sequence[Constraint]) -> Choice:
         labels={str(k): str(v) for k, v in trials.set_index("trial_id")["label"].items()},
         best=str(first[objective].idxmax()),
     )
+    verdicts = with_scores(verdicts, constraints)
     if certified:
         return _certificate(choice, verdicts)
     suggestion = suggest(results, constraints[0]) if len(constraints) == 1 else None
@@ -200,7 +209,7 @@ def _certificate(choice: Choice, verdicts: pd.DataFrame) -> Choice:
     chosen, best = choice.chosen, choice.best
     decided = scored(_certifying(verdicts, choice.objective, chosen, best))
     means = prompt_matrix(decided).reindex(columns=[chosen, best]).to_numpy(dtype=float)
-    bounded = {c: _certifying(verdicts, c.criterion, chosen) for c in choice.constraints}
+    bounded = {c: _certifying(verdicts, c.key, chosen) for c in choice.constraints}
     return replace(
         choice,
         gain=estimates(means[:, :1])[0],
@@ -208,13 +217,14 @@ def _certificate(choice: Choice, verdicts: pd.DataFrame) -> Choice:
         ties_lost={
             c.criterion: float(lower_bounds(worst_case_means(rows, 0.0, ties_lost=True).to_numpy(), c.confidence)[0])
             for c, rows in bounded.items()
+            if c.measure == "win_rate"
         },
         tails=tuple(_tail(constraint, rows) for constraint, rows in bounded.items()),
     )
 
 
 def _tail(constraint: Constraint, rows: pd.DataFrame) -> Tail:
-    means = worst_case_means(rows, 0.0).iloc[:, 0]
+    means = _worst_means(constraint, rows)
     count = int((means < constraint.at_least).sum())
     below = count / len(means), share_upper_bound(count, len(means), constraint.confidence)
     category_of = rows.drop_duplicates("prompt_id").set_index("prompt_id")["category"].fillna("")
@@ -222,18 +232,27 @@ def _tail(constraint: Constraint, rows: pd.DataFrame) -> Tail:
     if len(groups) < 2:
         return Tail(constraint.criterion, below, None)
     worst = min(groups, key=lambda name: float(groups[name].mean()))
-    adjusted = 1 - (1 - constraint.confidence) / len(groups)
-    bound = float(lower_bounds(groups[worst].to_numpy()[:, None], adjusted)[0])
+    adjusted = constraint.model_copy(update={"confidence": 1 - (1 - constraint.confidence) / len(groups)})
+    bound = float(measured_lower_bounds(adjusted, rows[rows["prompt_id"].isin(groups[worst].index)])[0])
     return Tail(constraint.criterion, below, (worst, float(groups[worst].mean()), bound))
+
+
+def _worst_means(constraint: Constraint, rows: pd.DataFrame) -> pd.Series[float]:
+    """Mean of each prompt of one trial, with missing verdicts at their worst."""
+    worst = 0.0 if constraint.measure == "win_rate" else worst_score(rows)
+    means: pd.Series[float] = worst_case_means(rows, worst).iloc[:, 0]
+    return means
 
 
 def _shortfall(choice: Choice, verdicts: pd.DataFrame) -> Choice:
     """The choice with the number of prompts that would certify its most conservative policy."""
     first = choice.sequence[0]  # no other is certified before it
     numbers = [
-        prompts_needed(worst_case_means(rows, 0.0).iloc[:, 0], c.at_least, c.confidence)
+        (prompts_needed if c.measure == "win_rate" else prompts_for_mean)(
+            _worst_means(c, rows), c.at_least, c.confidence
+        )
         for c in choice.constraints
-        if len(rows := _certifying(verdicts, c.criterion, first))
+        if len(rows := _certifying(verdicts, c.key, first))
     ]
     known = [number for number in numbers if number is not None]
     return replace(choice, needed=2 * max(known)) if len(known) == len(choice.constraints) else choice

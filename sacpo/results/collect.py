@@ -20,6 +20,7 @@ from sacpo.results.front import Resamples, candidates, own_verdicts
 from sacpo.results.judges_table import judge_name, judge_revision, judges_table
 from sacpo.results.load import Results
 from sacpo.results.preview import preview_table
+from sacpo.results.scores import with_scores
 from sacpo.results.step_columns import step_row
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import Counts, SweepFacts
@@ -113,7 +114,8 @@ def _collect(outputs: StoredOutputs, facts: SweepFacts) -> Results:
     trials = pd.DataFrame([trial_row(trial, outputs, evaluations) for trial in plan.trials])
     is_candidate = candidates(trials)
     trials["on_front"] = on_front(trials[list(CRITERIA)].where(is_candidate).to_numpy(dtype=float))
-    certainty = Resamples(trials.loc[is_candidate, "trial_id"], plan.baseline.trial_id, own)
+    measured = with_scores(own, plan.space.constraint)
+    certainty = Resamples(trials.loc[is_candidate, "trial_id"], plan.baseline.trial_id, measured)
     trials = trials.join(certainty.columns(trials, plan.space.constraint))
     steps = pd.DataFrame([step_row(step_id, outputs, facts.run_ids) for step_id in plan.steps])
     return Results(

@@ -1,18 +1,22 @@
 """Whether a trial satisfies the space's constraints: one column for each, and one for all together.
 
 Verdicts that are missing count at their worst: as lost where the constraint is to be satisfied, and as won where it is
-to be violated.
+to be violated; a missing score as the lowest, or the highest, that any answer got.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from sacpo.results.scores import with_scores
 from sacpo.results.win_rates import scored
 from sacpo.spaces.constraints import Constraint
-from sacpo.statistics.certificate import is_above
+from sacpo.statistics.certificate import is_above, lower_bounds
+from sacpo.statistics.mean_bounds import mean_lower_bounds
 
 SATISFIED, VIOLATED, UNDECIDED = "satisfied", "violated", "undecided"
 
@@ -49,7 +53,34 @@ def constraint_columns(constraints: Sequence[Constraint], verdicts: pd.DataFrame
     return {f"{criterion}_constraint": state for criterion, state in states.items()} | {"constraint": overall}
 
 
+def measured_lower_bounds(
+    constraint: Constraint, verdicts: pd.DataFrame, trials: Sequence[object] | None = None
+) -> NDArray[np.float64]:
+    """Lower bound of each trial's win rate or mean score, with missing verdicts at their worst.
+
+    Args:
+        constraint: What is measured, and the confidence.
+        verdicts: Verdicts of the constraint's key (`sacpo.results.scores.with_scores`).
+        trials: The trials, in order; None for those that have verdicts.
+    """
+    is_rate = constraint.measure == "win_rate"
+    worst = 0.0 if is_rate else worst_score(verdicts)
+    means = worst_case_means(verdicts, worst)
+    if trials is not None:
+        means = means.reindex(columns=list(trials), fill_value=worst)
+    matrix = means.to_numpy(dtype=float)
+    return lower_bounds(matrix, constraint.confidence) if is_rate else mean_lower_bounds(matrix, constraint.confidence)
+
+
+def worst_score(verdicts: pd.DataFrame, is_highest: bool = False) -> float:
+    """The lowest (or highest) score of any answer, which stands for a missing one; 0 without any."""
+    scores = scored(verdicts)["score"]
+    return 0.0 if scores.empty else float(scores.max() if is_highest else scores.min())
+
+
 def _state(constraint: Constraint, verdicts: pd.DataFrame, is_baseline: bool) -> str:
+    if constraint.measure == "mean_score":
+        return _score_state(constraint, verdicts)
     if is_baseline:
         return SATISFIED if constraint.at_least <= 0.5 else VIOLATED
     if verdicts.empty:
@@ -58,4 +89,18 @@ def _state(constraint: Constraint, verdicts: pd.DataFrame, is_baseline: bool) ->
     if is_above(low, [constraint.at_least], constraint.confidence).all():
         return SATISFIED
     is_below = is_above(1 - high, [1 - constraint.at_least], constraint.confidence).all()
+    return VIOLATED if is_below else UNDECIDED
+
+
+def _score_state(constraint: Constraint, verdicts: pd.DataFrame) -> str:
+    """The same for a mean score; the SFT policy's are in the verdicts of the A/A test."""
+    scores = with_scores(verdicts, [constraint])
+    scores = scores[scores["criterion"] == constraint.key]
+    if scored(scores).empty:
+        return UNDECIDED
+    low = worst_case_means(scores, worst_score(scores)).to_numpy(dtype=float)
+    high = worst_case_means(scores, worst_score(scores, is_highest=True)).to_numpy(dtype=float)
+    if (mean_lower_bounds(low, constraint.confidence) >= constraint.at_least).all():
+        return SATISFIED
+    is_below = (-mean_lower_bounds(-high, constraint.confidence) < constraint.at_least).all()
     return VIOLATED if is_below else UNDECIDED

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sacpo.results.stopped import is_stopped
 from sacpo.results.warning_columns import UNMOVED
 from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
-from sacpo.spaces.constraints import Constraint, objective_of
+from sacpo.spaces.constraints import MEAN_SCORE, Constraint, objective_of
 from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.front import (
     LEVELS,
@@ -41,24 +41,25 @@ class Resamples:
     Args:
         candidates: Ids of the trials that may be on the front, the baseline first if it is among them.
         baseline: Id of the SFT policy, whose win rate is 0.5 on every prompt.
-        verdicts: Verdicts of the criteria's own judges against the baseline.
+        verdicts: Verdicts of the criteria's own judges against the baseline; for constraints on mean scores with the
+            scores (`sacpo.results.scores.with_scores`).
     """
 
     def __init__(self, candidates: Iterable[str], baseline: str, verdicts: pd.DataFrame) -> None:
         self.candidates = list(candidates)
         decided = scored(verdicts)
         self.scale = verdict_scale(decided[decided["criterion"].isin(CRITERIA)])
+        self.values: dict[str, NDArray[np.float64]] = {}
         means: dict[str, NDArray[np.float64]] = {}
         prompts: dict[str, list[str]] = {}
         for criterion, group in decided.groupby("criterion"):
             matrix = prompt_matrix(group).reindex(columns=self.candidates)
-            if baseline in self.candidates:
+            if baseline in self.candidates and not str(criterion).endswith(MEAN_SCORE):
                 matrix[baseline] = 0.5
             means[str(criterion)] = matrix.to_numpy(dtype=float)
+            self.values[str(criterion)] = matrix.mean().to_numpy()
             prompts[str(criterion)] = [str(prompt) for prompt in matrix.index]
         self.rates = resampled_rates(means, prompts)
-        with np.errstate(invalid="ignore"):
-            self.values = {name: np.nanmean(mean, axis=0) for name, mean in means.items()}
 
     @property
     def can_be_drawn(self) -> bool:
@@ -72,7 +73,7 @@ class Resamples:
             return columns
         rows = trials.index[trials["trial_id"].isin(self.candidates)]
         columns.loc[rows, "p_front"] = fronts(*(self.rates[axis] for axis in CRITERIA)).mean(axis=0)
-        bounds = {c.criterion: c.at_least for c in constraints}
+        bounds = {c.key: c.at_least for c in constraints}
         if bounds and bounds.keys() <= self.rates.keys():
             satisfied = np.all([self.rates[criterion] >= bound for criterion, bound in bounds.items()], axis=0)
             columns.loc[rows, "p_best"] = best_shares(self.rates[objective_of(constraints)], satisfied)

@@ -43,7 +43,12 @@ def suggest(results: Results, constraint: Constraint) -> Suggestion | None:
         None without a preview, or if no lambda of it reaches the bound with the lower edge of its band.
     """
     preview, criterion = results.comparisons.get("preview"), constraint.criterion
-    if preview is None or preview.empty or not {criterion, f"{criterion}_low"} <= set(preview.columns):
+    if (
+        preview is None
+        or preview.empty
+        or constraint.measure != "win_rate"
+        or not {criterion, f"{criterion}_low"} <= set(preview.columns)
+    ):
         return None
     suggestions = []
     for _, path in preview.groupby("second_id", sort=False):

@@ -31,14 +31,16 @@ def choose_policy(location: ResultsLocation, name: str, constraints: Sequence[Co
     results = load_folder(location.fetch())
     asked = constraints or space_constraints(results)
     choice = choose(results, asked)
-    options = [part for c in constraints for part in ("--at-least", f"{c.criterion}={c.at_least:g}")]
+    names = {"win_rate": "--at-least", "mean_score": "--mean-score-at-least"}
+    options = [part for c in constraints for part in (names[c.measure], f"{c.criterion}={c.at_least:g}")]
     if constraints and constraints[0].confidence != Constraint.model_fields["confidence"].default:
         options += ["--confidence", f"{constraints[0].confidence:g}"]
     label = None if choice.chosen is None else choice.labels[choice.chosen]
     export = "" if label is None else shlex.join(["sacpo", "export", name, label, "my-policy", *options])
     setting = "" if choice.suggestion is None else choice.suggestion.setting
     extend = shlex.join(["sacpo", "extend", name, "--set", setting]) if setting else ""
-    expected = asked if choice.suggestion is None else []  # the suggestion is the preview's already
+    previewed = [c for c in asked if c.measure == "win_rate"]
+    expected = previewed if choice.suggestion is None else []  # the suggestion is the preview's already
     lines = [choice_text(choice, export, extend), *preview_lines(results.comparisons.get("preview"), expected)]
     return "\n".join(lines), 0 if choice.chosen is not None else 1
 

@@ -71,6 +71,7 @@ class JudgeBase(Strict):
         calls_endpoint: The judge calls an endpoint, which can cost money.
         is_trained: The sweep trains the judge before the judge is used.
         is_imported: The verdicts come from a file, so that there are none on canned pairs.
+        gives_scores: The judge scores each answer by itself.
     """
 
     synthetic_only: ClassVar[bool] = False
@@ -78,6 +79,7 @@ class JudgeBase(Strict):
     calls_endpoint: ClassVar[bool] = False
     is_trained: ClassVar[bool] = False
     is_imported: ClassVar[bool] = False
+    gives_scores: ClassVar[bool] = False
 
     verdicts: VerdictScale = Field(
         "outcomes",
@@ -90,6 +92,7 @@ class GoldJudge(JudgeBase):
     """The synthetic world's exact values: r (helpfulness), g (harmlessness), or no refusal (compliance)."""
 
     synthetic_only: ClassVar[bool] = True
+    gives_scores: ClassVar[bool] = True
 
     kind: Literal["gold"] = Field(description="exact values of the synthetic world; needs model.kind synthetic")
 
@@ -112,6 +115,7 @@ class RewardModelJudge(JudgeBase):
     """A sequence-classification reward or cost model."""
 
     loads_model: ClassVar[bool] = True
+    gives_scores: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"path", "revision"})
 
     kind: Literal["reward_model"] = Field(description="a reward or cost model from a folder or the hub")
@@ -152,6 +156,7 @@ class TrainedJudge(JudgeBase):
     """A reward model that the sweep trains on the prompts that `data.judge_fraction` keeps from the policies."""
 
     loads_model: ClassVar[bool] = True
+    gives_scores: ClassVar[bool] = True
     is_trained: ClassVar[bool] = True
     not_hashed: ClassVar[frozenset[str]] = frozenset({"training"})  # the id of the training step covers it
 

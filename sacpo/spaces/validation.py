@@ -311,6 +311,21 @@ def _check_constraints(space: Space, report: Report) -> None:
         if name in seen:
             report(setting, f"{name} is bounded twice; keep the larger at_least")
         seen.add(name)
+        if constraint.measure == "mean_score":
+            _check_mean_score(space, ("constraint", i, "measure"), name, report)
+
+
+def _check_mean_score(space: Space, setting: Setting, criterion: str, report: Report) -> None:
+    """A bound on a mean score needs a judge that scores answers by themselves, and no search."""
+    settings = space.evaluation.criteria.get(criterion)
+    if settings is not None and not settings.judge.gives_scores:
+        report(
+            setting,
+            f"is mean_score, but the judge of {criterion} ({settings.judge.kind}) compares answers and gives no score; "
+            "judge by a reward_model or a trained_reward_model, or bound the win rate (measure: win_rate)",
+        )
+    if space.search is not None:
+        report(setting, "is mean_score, but a search looks for win rates; bound the win rate, or leave `search` out")
 
 
 def _check_preview(space: Space, report: Report) -> None:

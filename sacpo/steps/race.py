@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sacpo.execution.artifacts import RACE, RESPONSES, VERDICTS, read_stopped
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
-from sacpo.judges.verdicts import SCORES
+from sacpo.judges.verdicts import SCORES, policy_score
 from sacpo.planning.payloads import RacePayload
 from sacpo.planning.prompt_parts import prompts_of_part
 from sacpo.planning.racing import PREVIOUS, parse_role, prompts_role
@@ -51,20 +51,21 @@ def _compared(job: Job[RacePayload], stopped: dict[str, float]) -> list[str]:
 
 def _chances(job: Job[RacePayload], trials: list[str]) -> NDArray[np.float64]:
     payload = job.payload
-    judged = {criterion: _judged(job, criterion, trials) for criterion in payload.criteria}
     if not payload.constraints:
-        first, second = (judged[criterion] for criterion in payload.criteria)
+        first, second = (_judged(job, criterion, trials) for criterion in payload.criteria)
         return front_chances(first, second)
-    bounds = [c.at_least for c in payload.constraints]
-    constrained = [judged[c.criterion] for c in payload.constraints]
-    return choice_chances(judged[objective_of(payload.constraints)], constrained, bounds)
+    objective = _judged(job, objective_of(payload.constraints), trials)
+    constrained = [_judged(job, c.criterion, trials, c.measure) for c in payload.constraints]
+    return choice_chances(objective, constrained, [c.at_least for c in payload.constraints])
 
 
-def _judged(job: Job[RacePayload], criterion: str, trials: list[str]) -> Judged:
-    """The mean scores on the prompts asked so far. A prompt without a decided verdict gets the policy's mean."""
+def _judged(job: Job[RacePayload], criterion: str, trials: list[str], measure: str = "win_rate") -> Judged:
+    """The means on the prompts asked so far. A prompt without a decided verdict gets the policy's mean."""
     answers = pd.read_parquet(job.parents[prompts_role(criterion)] / RESPONSES, columns=["prompt_id", "category"])
     categories = dict(zip(answers["prompt_id"].astype(str), answers["category"].fillna("").astype(str), strict=True))
     verdicts = _verdicts(job, criterion, trials)
+    if measure == "mean_score":
+        verdicts["score"] = verdicts["raw"].map(policy_score).where(verdicts["score"].notna())
     means = verdicts.pivot_table(index="prompt_id", columns="trial_id", values="score", aggfunc="mean")[trials]
     in_part = prompts_of_part(categories, job.payload.part)
     certifying = len(categories) - len(in_part)
@@ -77,7 +78,7 @@ def _verdicts(job: Job[RacePayload], criterion: str, trials: list[str]) -> pd.Da
     for role, folder in job.parents.items():
         parsed = parse_role(role)
         if parsed is not None and parsed.criterion == criterion and parsed.trial in trials:
-            table = pd.read_parquet(folder / VERDICTS, columns=["prompt_id", "outcome", "score"])
+            table = pd.read_parquet(folder / VERDICTS, columns=["prompt_id", "outcome", "score", "raw"])
             score = table["score"].astype(float).fillna(table["outcome"].map(SCORES).astype(float))
             parts.append(table.assign(trial_id=parsed.trial, score=score))
     return pd.concat(parts, ignore_index=True)
