@@ -64,5 +64,5 @@ def prompts_for_mean(scores: ArrayLike, bound: float, confidence: float, power: 
     if values.size < 2 or values.mean() <= bound:
         return None
     effect = (values.mean() - bound) / max(float(values.std(ddof=1)), 1e-12)
-    needed = math.ceil(((norm.ppf(confidence) + norm.ppf(power)) / effect) ** 2)
-    return max(needed, values.size + 1, FEWEST_PROMPTS)
+    quantiles = float(norm.ppf(confidence) + norm.ppf(power))
+    return max(math.ceil((quantiles / float(effect)) ** 2), values.size + 1, FEWEST_PROMPTS)
