@@ -127,7 +127,7 @@ def test_the_promised_number_of_prompts_has_the_promised_power() -> None:
     [
         ([], "there is no constraint; give one with --at-least"),
         (["--at-least", "harmlessness"], "must be CRITERION=WIN-RATE"),
-        (["--at-least", "harmlessness=1.5"], "should be less than 1"),
+        (["--at-least", "harmlessness=1.5"], "must be less than 1"),
         (["--at-least", "safety=0.5"], "no verdicts on safety; this sweep has"),
         (["--confidence", "0.9"], "needs --at-least"),
         (["--at-least", "harmlessness=0.5", "--at-least", "harmlessness=0.6"], "is given twice"),

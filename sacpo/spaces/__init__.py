@@ -2,6 +2,6 @@
 
 Modules: the strict models of a space (`space`, `training`, `evaluation`, built from `base`), the table of training
 methods (`methods`), reading from YAML (`document`, `loading`, `model_folder`), and checks that involve several settings
-(`validation`).
+(`validation`, `choice_checks`).
 The package may import pydantic, PyYAML and `sacpo.errors`.
 """

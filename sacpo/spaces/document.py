@@ -17,6 +17,8 @@ from sacpo.errors import SpaceError
 
 Setting = tuple[str | int, ...]
 """Path of a setting: keys and list positions."""
+Report = Callable[[Setting, str], None]
+"""Takes the path of a setting, and the problem with the way out."""
 
 
 def dotted(setting: Setting) -> str:

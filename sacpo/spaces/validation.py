@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from typing import assert_never
 
 from sacpo.spaces.chains import parse_chain
-from sacpo.spaces.document import Setting, dotted
+from sacpo.spaces.choice_checks import check_constraints, check_racing
+from sacpo.spaces.document import Report, Setting, dotted
 from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, TrainedJudge
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.methods import METHODS
@@ -25,9 +25,6 @@ from sacpo.spaces.space import (
 )
 from sacpo.spaces.stages import grid_stages, stages
 from sacpo.spaces.training import KTOTraining, PolicyTraining, Training
-
-Report = Callable[[Setting, str], None]
-"""Takes the path of a setting, and the problem with the way out."""
 
 
 def conflicts(space: Space) -> list[tuple[Setting, str]]:
@@ -50,10 +47,10 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_overrides(space, report)
     _check_resources(space, report)
     _check_batches(space, report)
-    _check_constraints(space, report)
+    check_constraints(space, report)
     _check_preview(space, report)
     _check_search(space, report)
-    _check_racing(space, report)
+    check_racing(space, report)
     return problems
 
 
@@ -299,35 +296,6 @@ def _check_batch(setting: Setting, training: Training, workers: int, report: Rep
             )
 
 
-def _check_constraints(space: Space, report: Report) -> None:
-    seen: set[str] = set()
-    for i, constraint in enumerate(space.constraint):
-        name, setting = constraint.criterion, ("constraint", i, "criterion")
-        if name not in space.evaluation.criteria:
-            known = ", ".join(space.evaluation.criteria)
-            similar = difflib.get_close_matches(name, space.evaluation.criteria, n=1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
-            report(setting, f"unknown criterion {name!r}; evaluation has {known}{hint}")
-        if name in seen:
-            report(setting, f"{name} is bounded twice; keep the larger at_least")
-        seen.add(name)
-        if constraint.measure == "mean_score":
-            _check_mean_score(space, ("constraint", i, "measure"), name, report)
-
-
-def _check_mean_score(space: Space, setting: Setting, criterion: str, report: Report) -> None:
-    """A bound on a mean score needs a judge that scores answers by themselves, and no search."""
-    settings = space.evaluation.criteria.get(criterion)
-    if settings is not None and not settings.judge.gives_scores:
-        report(
-            setting,
-            f"is mean_score, but the judge of {criterion} ({settings.judge.kind}) compares answers and gives no score; "
-            "judge by a reward_model or a trained_reward_model, or bound the win rate (measure: win_rate)",
-        )
-    if space.search is not None:
-        report(setting, "is mean_score, but a search looks for win rates; bound the win rate, or leave `search` out")
-
-
 def _check_preview(space: Space, report: Report) -> None:
     if space.preview is None:
         return
@@ -390,16 +358,3 @@ def _check_search(space: Space, report: Report) -> None:
             ("search", "trainings"),
             f"is {search.trainings}, but the first policy takes {len(first)}: both stages of {search.chains[0]}",
         )
-
-
-def _check_racing(space: Space, report: Report) -> None:
-    """Settings that need every verdict of every policy."""
-    if not space.evaluation.racing:
-        return
-    needs = {
-        "evaluation.all_pairs": (space.evaluation.all_pairs, "ranks policies by all pairs of them"),
-        "search": (space.search is not None, "adds policies after others were judged, so none can be stopped"),
-    }
-    for name, (is_set, reason) in needs.items():
-        if is_set:
-            report(("evaluation", "racing"), f"is true, but {name} {reason}; leave one of the two out")
