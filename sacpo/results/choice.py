@@ -63,7 +63,7 @@ def choice_table(trials: pd.DataFrame, verdicts: pd.DataFrame, constraints: Sequ
                 "certifying": second.mean().to_numpy(),
                 "n_certifying": second.notna().sum().to_numpy(),
                 "confidence": asked.confidence,
-                "lower_bound": measured_lower_bounds(asked, group[in_second], names),
+                "lower_bound": measured_lower_bounds(asked, group[in_second], names.tolist()),
                 "verdicts": verdict_scale(group),
             }
         )
@@ -153,8 +153,9 @@ def choose(results: Results, constraints: Sequence[Constraint]) -> Choice:
         raise SacpoError(
             "no policy has verdicts yet; run the sweep's own command again, which goes on where it stopped"
         )
-    scoreless = [c for c in constraints if c.measure == "mean_score" and c.criterion in set(table["criterion"])]
-    if scoreless := [c.criterion for c in scoreless if c.key not in set(table["criterion"])]:
+    judged = set(table["criterion"])
+    means = [c for c in constraints if c.measure == "mean_score" and c.criterion in judged]
+    if scoreless := [c.criterion for c in means if c.key not in judged]:
         raise SacpoError(
             f"the judge of {', '.join(scoreless)} compares answers and gives no score, so no mean score can be "
             "bounded; bound the win rate with --at-least, or judge by a reward_model or a trained_reward_model"
