@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from sacpo.spaces.search import Proposal
 from sacpo.spaces.stages import grid_stages, most_policies, proposed_stages
 from tests.benchmarks.search import CHAIN, World, space
 from tests.commands import call, write_space
-from tests.commands import sweep as sweep_process
 from tests.spaces import small
 
 BRIDGE = {"method": "bridge", "q": [0.5]}
@@ -242,9 +242,12 @@ def test_the_plan_of_a_small_sweep_grows_and_goes_on(tmp_path: Path, monkeypatch
     assert "search.seed: 0 in the results folder, 1 in this space" in other.stderr
 
 
-@pytest.mark.slow
-def test_a_search_on_ray(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("on_cluster")
+def test_a_search_on_ray(in_process_results: Path, tmp_path: Path) -> None:
+    """Only the two policies that the search proposes are trained; the others are in the store already."""
     path, folder = write_space(growing(), tmp_path), tmp_path / "results"
-    answer = sweep_process(path, folder)
+    store = shutil.copytree(in_process_results / "store", tmp_path / "store")
+    answer = call(sweep.main, str(path), "--results", str(folder), "--store", str(store))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     check_grown(folder)
+    assert (~results.load(folder).steps.query("kind == 'train'")["reused"]).sum() == 2

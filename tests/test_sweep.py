@@ -249,14 +249,15 @@ def test_a_diverging_stage_fails_its_trials_with_the_reason_and_the_sweep_goes_o
     assert answer.stdout.count("diverged") == 2  # at the moment of the failure, and in the summary
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("on_cluster")
 def test_a_diverging_stage_on_a_worker_group_fails_its_trials_with_the_reason_and_the_workers_log(
     small_results: Path, tmp_path: Path
 ) -> None:
     store = shutil.copytree(small_results / "store", tmp_path / "store")  # only the diverging stage is left to run
     too_fast = {"learning_rate": 0.99, "batch_size": 16, "warmup_ratio": 0.0}
     variant = small(resources__workers=2, training__overrides={"dpo:harmlessness": too_fast})
-    answer = sweep(write_space(variant, tmp_path), tmp_path / "results", "--store", str(store))
+    command = str(write_space(variant, tmp_path)), "--results", str(tmp_path / "results"), "--store", str(store)
+    answer = call(sweep_module.main, *command)
     trials = load(tmp_path / "results").trials.set_index("label")
     assert answer.returncode == 1
     assert trials.loc["dpo:helpfulness@2", "status"] == "done"
