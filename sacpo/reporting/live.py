@@ -18,15 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from sacpo.errors import SacpoError
+from sacpo.planning.durations import Durations, Remaining, timed_steps
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
 from sacpo.reporting.in_progress import StepInProgress, steps_in_progress
-from sacpo.reporting.remaining import remaining_work
 from sacpo.results.collect import collect
 from sacpo.results.load import Results
 from sacpo.results.sweep_facts import SweepFacts
 from sacpo.spaces.evaluation import CRITERIA
+from sacpo.store.past_steps import past_steps
 from sacpo.store.step_store import Store
 
 _POLL_S = 1.0
@@ -64,6 +65,8 @@ class Progress:
         self.started = time.monotonic()
         self.records: dict[str, StepRecord] = store.records(plan.steps)
         self.done_before = len(self.records)
+        self._remaining: Remaining | None = None  # of the outcomes so far
+        self._past = past_steps(store, {step.kind for step in plan.steps.values()})
         self.failures: dict[str, str] = {}
         self.results = self._collect()
         self._stop = threading.Event()
@@ -118,6 +121,7 @@ class Progress:
                 continue
             record = self.store.record(step_id)
             failure = self.store.failure(step_id, self.run) if record is None else None
+            self._remaining = None
             if record is not None:
                 self.records[step_id] = record
                 self._line(f"{step.label}: {record.seconds:.0f} s")
@@ -146,7 +150,7 @@ class Progress:
 
     def status(self) -> str:
         """Number of steps that are done, time since the start, and the estimated time to the end."""
-        remaining = self._remaining_seconds()
+        left = self._seconds_left()
         parts = [
             f"{len(self.records)} of {len(self.plan.steps)} steps done",
             f"{time.monotonic() - self.started:.0f} s",
@@ -155,16 +159,17 @@ class Progress:
             parts.append(f"{self.done_before} done before")
         if self.failures:
             parts.append(f"{len(self.failures)} failed")
-        if len(self.records) > self.done_before and remaining:
-            parts.append(f"about {remaining:.0f} s left")
+        if left is not None and len(self.records) + len(self.failures) < len(self.plan.steps):
+            parts.append(f"about {left:.0f} s left")
         return " · ".join(parts)
 
-    def _remaining_seconds(self) -> float:
-        """Expected work of the open steps, divided by the work done per second so far."""
-        work = remaining_work(self.plan, self.records, self.records.keys() | self.failures.keys())
+    def _seconds_left(self) -> float | None:
+        if self._remaining is None:
+            durations = Durations([*self._past, *timed_steps(self.plan, self.records)])
+            self._remaining = durations.remaining(self.plan, self.records.keys() | self.failures.keys())
         done_now = sum(record.seconds for record in self.records.values() if record.run == self.run)
-        rate = done_now / max(time.monotonic() - self.started, 1e-9)
-        return work / rate if rate else 0.0
+        running = sum(step.seconds for step in self.in_progress if step.step_id not in self.records)
+        return self._remaining.seconds_left(done_now, running, time.monotonic() - self.started)
 
 
 def trial_table(trials: pd.DataFrame) -> Table:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from sacpo.planning.cost_estimate import describe_judging, describe_search
+from sacpo.planning.durations import Durations
 from sacpo.planning.plan import Plan
+from sacpo.planning.records import StepRecord
+from sacpo.store.past_steps import past_steps
 from sacpo.store.step_store import Store
 
 
@@ -26,6 +31,7 @@ def describe_plan(plan: Plan, store: Store) -> str:
             *(f"  {kind:14} {planned[kind]:4} steps, {done[kind]} in the store already" for kind in planned),
             f"trainings: {shared} with shared stages, {alone} without: sharing saves {alone - shared}",
             f"will train now: {planned.get('train', 0) - done.get('train', 0)}",
+            *_describe_time(plan, store, records),
             *describe_judging(plan, records.__contains__),
             *describe_search(plan),
             *(f"note: {note}" for note in plan.notes),
@@ -33,3 +39,18 @@ def describe_plan(plan: Plan, store: Store) -> str:
             *(f"  {trial.label}" for trial in plan.trials),
         ]
     )
+
+
+def _describe_time(plan: Plan, store: Store, records: Mapping[str, StepRecord]) -> Iterator[str]:
+    """One line on the time of the steps to do, if there are any and the store has done steps."""
+    past = past_steps(store, sorted({step.kind for step in plan.steps.values()}))
+    if past and len(records) < len(plan.steps):
+        remaining = Durations(past).remaining(plan, records)
+        yield (
+            f"time of the remaining steps: about {_minutes(remaining.work)} one after the other, at least "
+            f"{_minutes(remaining.chain)} on any number of workers, from {len(past)} done steps of this store"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

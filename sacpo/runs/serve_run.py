@@ -16,18 +16,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sacpo.errors import SacpoError
+from sacpo.planning.durations import Durations, timed_steps
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.in_progress import steps_in_progress
 from sacpo.reporting.page import write_html
 from sacpo.reporting.plots import save_figure
-from sacpo.reporting.remaining import remaining_work
 from sacpo.results.curves import curves_table
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import load_folder
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.results.sweep_facts import read_facts
 from sacpo.runs.report_run import open_store
+from sacpo.store.past_steps import past_steps
 from sacpo.store.results_location import ResultsLocation
 
 _LOG_BYTES = 100_000  # of a log, the end that is shown
@@ -49,6 +50,7 @@ class LiveView:
         folder = location.fetch()
         self.plan = read_kept_plan(folder)
         self.store = open_store(location, read_facts(folder))
+        self._past = past_steps(self.store, {step.kind for step in self.plan.steps.values()})
         self._lock = threading.Lock()
         self._status: tuple[float, dict[str, Any]] = (0.0, {})
         self._pictures: dict[str, tuple[object, bytes]] = {}
@@ -80,7 +82,8 @@ class LiveView:
         is_running = run is not None and run.ended_at is None
         seconds = time.time() - run.started_at if run is not None and is_running else None
         done_now = sum(record.seconds for record in self.records.values() if run and record.run == run.run)
-        work = remaining_work(plan, self.records, ended)
+        held = sum(float(step["seconds"]) for step in running.values())
+        remaining = Durations([*self._past, *timed_steps(plan, self.records)]).remaining(plan, ended)
         tables = folder / "trials.parquet"
         return {
             "name": plan.space.name,
@@ -88,7 +91,7 @@ class LiveView:
             "done": len(self.records),
             "is_running": is_running,
             "seconds": seconds,
-            "seconds_left": work * seconds / done_now if seconds and done_now else None,
+            "seconds_left": remaining.seconds_left(done_now, held, seconds or 0.0),
             "running": list(running.values()),
             "failed": failed,
             "tables": tables.stat().st_mtime_ns if tables.exists() else None,
