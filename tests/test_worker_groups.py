@@ -136,7 +136,7 @@ def test_a_killed_worker_costs_no_more_than_a_checkpoint_interval(
     If the checkpoint, or the file that names the latest one, was truncated meanwhile, it is not used: the stage starts
     from its beginning.
     """
-    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 15}
+    changes = {"resources__workers": 2, "resources__checkpoint_steps": 8, "training__dpo__epochs": 6}
     intact = train(**changes)
     step = stage_of(**changes)
     worker_group(step)

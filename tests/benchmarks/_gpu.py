@@ -147,6 +147,10 @@ def sweep_with_a_kill(root: Path, gpus: int) -> dict[str, Any]:
     from tests.spaces import ROOT, small
 
     space = small(merges=[], resources__gpus_per_worker=gpus, resources__checkpoint_steps=1, training__sft__epochs=20)
+    if not gpus:  # an update takes much longer
+        space["training"]["sft"]["epochs"] = 3
+        space["chains"][0]["chain"] = "dpo:helpfulness"
+        del space["chains"][0]["beta_over_lambda"]
     results, log = root / "results", root / "log"
     started = time.monotonic()
     with log.open("wb") as output:

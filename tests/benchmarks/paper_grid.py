@@ -91,7 +91,8 @@ def pipeline(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]], 
     def timed(part: str, started: float) -> None:
         seconds[part] += time.monotonic() - started
 
-    settings = stage_settings(2, 1)
+    workers = 1 if is_smoke() else 2
+    settings = stage_settings(workers, 1)
     policies = {"sft": inputs["sft"]}
     stages = [
         ("first", "sft", "helpfulness", BETA),
@@ -99,7 +100,8 @@ def pipeline(root: Path, inputs: dict[str, str], prompts: dict[str, list[str]], 
     ]
     for name, start, objective, kl in stages:
         started = time.monotonic()
-        launch(2, root / name, policy=policies[start], data=inputs[objective], kl_parameter=kl, settings=settings)
+        launch(workers, root / name, policy=policies[start], data=inputs[objective], kl_parameter=kl,
+               settings=settings)  # fmt: skip
         policies[name] = str(root / name)
         timed("training", started)
     for q in ratios:
