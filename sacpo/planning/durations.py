@@ -80,7 +80,7 @@ class Durations:
 
     def seconds(self, step: Step) -> float:
         """Expected seconds of a step; 0 if nothing is known."""
-        own, likest, durations = _settings(hashed(step.payload)), -1.0, []
+        own, likest, durations = _settings(hashed(step.payload)), -1.0, list[float]()
         for settings, seconds in self._known.get(step.kind, [])[-_PER_KIND:]:
             likeness = len(own & settings) / max(1, len(own | settings))
             if likeness > likest:
