@@ -37,7 +37,7 @@ def simulate(
     for trial in plan.trials:
         settings = {"label": trial.label, "method": trial.method, "chain": trial.chain, "seed": trial.seed}
         rows.append({"trial_id": trial.trial_id, "kl_parameters": str(trial.kl_parameters), "q": float("nan"),
-                     "status": "done", **settings})  # fmt: skip
+                     "combination": "", "status": "done", **settings})  # fmt: skip
     keys = [(t, c, f"p{i}") for t in rows for c in ("helpfulness", "harmlessness") for i in range(PROMPTS)]
     answers = [{"trial_id": t["trial_id"], "criterion": c, "prompt_id": p, "sample": 0,
                 "tokens": 50 + extra_tokens.get(t["label"], 0) + int(rng.integers(9))} for t, c, p in keys]  # fmt: skip

@@ -272,7 +272,7 @@ def test_a_diverging_stage_on_a_worker_group_fails_its_trials_with_the_reason_an
     ("more", "expected"),
     [
         (["--results", "/proc/nowhere"], "cannot be written"),
-        (["--store", "gs://bucket/x"], "gs:// is not supported; give a path"),
+        (["--store", "ftp://bucket/x"], "ftp:// is not supported; give a path"),
         (["--store", "s3://bucket/x?endpoint=y"], "unknown option endpoint"),
         (["--set", "chains.0.beta=-1"], "should be greater than 0"),
         (["--address", "127.0.0.1:1"], "no Ray cluster there"),

@@ -124,7 +124,7 @@ def _length(own: pd.DataFrame, responses: pd.DataFrame, baseline: str) -> pd.Dat
 
 def _seeds(own: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     """One row for each criterion and setting with several training seeds: win rate over seeds, sources of variance."""
-    same = ["method", "chain", "kl_parameters", "q", "combination"]
+    same = [name for name in ("method", "chain", "kl_parameters", "q", "combination") if name in trials]
     groups = trials[trials["seed"].notna()].groupby(same, dropna=False)["trial_id"].agg(list)
     seed_of = trials.set_index("trial_id")["seed"]
     rows = []
