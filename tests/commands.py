@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +102,14 @@ def wait_for_port(port: int) -> None:
             return
         time.sleep(0.05)
     raise TimeoutError(f"no process listens at port {port}")
+
+
+def import_problem(modules: Iterable[str], libraries: Set[str]) -> str:
+    """The first of the modules that loads one of the libraries in a fresh process, as text; empty if none does."""
+    code = (
+        f"import sys, importlib\nfor module in {sorted(modules)!r}:\n    importlib.import_module(module)\n"
+        f"    loaded = sorted({set(libraries)!r} & sys.modules.keys())\n"
+        "    if loaded: sys.exit(f'{module} loads {loaded}')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return result.stderr if result.returncode else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.commands import import_problem
 from tests.spaces import ROOT
 
 PACKAGE = ROOT / "sacpo"
@@ -271,14 +271,8 @@ def test_libraries_are_imported_by_their_owners(path: Path) -> None:
 
 def test_light_modules_load_no_heavy_library() -> None:
     """Indirectly neither: `--dry-run` and the other commands answer fast."""
-    modules = sorted(module_name(path) for path in MODULES if not name(path).startswith(MAY_BE_HEAVY))
-    code = (
-        f"import sys, importlib\nfor module in {modules!r}:\n    importlib.import_module(module)\n"
-        f"    heavy = sorted({HEAVY!r} & sys.modules.keys())\n"
-        "    if heavy: sys.exit(f'{module} loads {heavy}')"
-    )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    modules = [module_name(path) for path in MODULES if not name(path).startswith(MAY_BE_HEAVY)]
+    assert import_problem(modules, HEAVY) == ""
 
 
 def test_every_imported_library_is_declared() -> None:

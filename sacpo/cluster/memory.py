@@ -121,8 +121,7 @@ def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Pla
     """
     resources, bytes_per_number = plan.space.resources, _BYTES[payload.dtype]
     zero3, adapters = resources.sharding == "zero3", lora_of(payload)
-    is_offloaded = resources.optimizer_offload and resources.gpus_per_worker
-    total = _trained(payload, size) * (float(bytes_per_number) if is_offloaded else 16.0)
+    total = _trained(payload, size) * (float(bytes_per_number) if _is_offloaded(plan) else 16.0)
     if adapters is not None:
         total += base_bytes(payload, size)
     elif resources.reference == "live" and "reference" in step.parents:
@@ -133,10 +132,12 @@ def state_bytes(step: Step, payload: AnyTrainPayload, size: ModelSize, plan: Pla
 def offloaded_bytes(payload: AnyTrainPayload, size: ModelSize, plan: Plan) -> float:
     """Bytes of gradients, float32 weights and AdamW's states that each worker holds in its node's memory, not its
     GPU's: 16 per trained parameter, divided among all workers; 0 unless they are offloaded."""
-    resources = plan.space.resources
-    if not (resources.optimizer_offload and resources.gpus_per_worker):
-        return 0.0
-    return 16.0 * _trained(payload, size) / resources.workers
+    return 16.0 * _trained(payload, size) / plan.space.resources.workers if _is_offloaded(plan) else 0.0
+
+
+def _is_offloaded(plan: Plan) -> bool:
+    """Whether optimizer states leave a GPU; without GPUs both memories are one."""
+    return plan.space.resources.optimizer_offload and plan.space.resources.gpus_per_worker > 0
 
 
 def _trained(payload: AnyTrainPayload, size: ModelSize) -> int:

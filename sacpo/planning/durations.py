@@ -56,32 +56,58 @@ class Remaining:
         return max(self.chain - running, (self.work - running) * elapsed / (done + running), 0.0)
 
 
-def timed_steps(plan: Plan, records: Mapping[str, StepRecord]) -> list[TimedStep]:
-    """The done steps of a plan."""
-    steps = plan.steps
-    return [TimedStep(steps[i].kind, hashed(steps[i].payload), record.seconds) for i, record in records.items()]
+def remaining_steps(
+    plan: Plan, records: Mapping[str, StepRecord], past: Iterable[TimedStep], failed: Collection[str] = ()
+) -> Remaining:
+    """The work that is left in a plan.
+
+    A step is expected to take the mean of the done steps of its kind whose settings agree most with its own. Without a
+    done step of the kind, its relative cost (`StepKind.cost`) is scaled by the other kinds' durations.
+
+    Args:
+        plan: The plan.
+        records: Records of its done steps.
+        past: Done steps of any sweep.
+        failed: Ids of its failed steps.
+    """
+    own = (
+        TimedStep(plan.steps[i].kind, hashed(plan.steps[i].payload), record.seconds) for i, record in records.items()
+    )
+    durations, scheduled, ends = Durations([*past, *own]), scheduled_steps(plan), dict[str, float]()
+    ended = records.keys() | failed
+    expected = {step_id: durations.seconds(step) for step_id, step in plan.steps.items() if step_id not in ended}
+
+    def end(step_id: str) -> float:
+        if step_id not in ends:
+            start = max((end(parent) for parent in scheduled[step_id].parents), default=0.0)
+            ends[step_id] = start + expected.get(step_id, 0.0)
+        return ends[step_id]
+
+    return Remaining(sum(expected.values()), max(map(end, plan.steps), default=0.0))
 
 
 class Durations:
-    """Expected durations of steps: the mean of the done steps of the kind whose settings agree most.
-
-    Without a done step of the kind, its relative cost (`StepKind.cost`) is scaled by the other kinds' durations.
+    """Expected durations of steps (`remaining_steps` says how).
 
     Args:
         done: Done steps, of this sweep or of others.
     """
 
     def __init__(self, done: Iterable[TimedStep]) -> None:
-        self._known: dict[str, list[tuple[frozenset[str], float]]] = {}
+        by_kind: dict[str, list[TimedStep]] = {}
         for step in done:
-            self._known.setdefault(step.kind, []).append((_settings(step.payload), step.seconds))
-        means = {kind: sum(seconds for _, seconds in known) / len(known) for kind, known in self._known.items()}
+            by_kind.setdefault(step.kind, []).append(step)
+        means = {kind: sum(step.seconds for step in steps) / len(steps) for kind, steps in by_kind.items()}
         self._seconds_per_cost = sum(means.values()) / sum(KINDS[kind].cost for kind in means) if means else 0.0
+        self._known = {
+            kind: [(_settings(step.payload), step.seconds) for step in steps[-_PER_KIND:]]
+            for kind, steps in by_kind.items()
+        }
 
     def seconds(self, step: Step) -> float:
         """Expected seconds of a step; 0 if nothing is known."""
         own, likest, durations = _settings(hashed(step.payload)), -1.0, list[float]()
-        for settings, seconds in self._known.get(step.kind, [])[-_PER_KIND:]:
+        for settings, seconds in self._known.get(step.kind, []):
             likeness = len(own & settings) / max(1, len(own | settings))
             if likeness > likest:
                 likest, durations = likeness, []
@@ -90,25 +116,6 @@ class Durations:
         if not durations:
             return KINDS[step.kind].cost * self._seconds_per_cost
         return sum(durations) / len(durations)
-
-    def remaining(self, plan: Plan, ended: Collection[str]) -> Remaining:
-        """The work that is left.
-
-        Args:
-            plan: The plan.
-            ended: Ids of the steps that are done or failed.
-        """
-        scheduled, ends = scheduled_steps(plan), dict[str, float]()
-
-        def end(step_id: str) -> float:
-            if step_id not in ends:
-                start = max((end(parent) for parent in scheduled[step_id].parents), default=0.0)
-                ends[step_id] = start + (0.0 if step_id in ended else self.seconds(plan.steps[step_id]))
-            return ends[step_id]
-
-        chain = max((end(step_id) for step_id in plan.steps), default=0.0)
-        work = sum(self.seconds(step) for step_id, step in plan.steps.items() if step_id not in ended)
-        return Remaining(work, chain)
 
 
 def _settings(payload: Mapping[str, Any], where: str = "") -> frozenset[str]:

@@ -100,29 +100,13 @@ class EvaluationSteps:
         )
         return self.graph.add("generate", f"generate {criterion} {label}", payload, parents)
 
-    def judge(
-        self,
-        answers: dict[str, str],
-        baseline: dict[str, str],
-        label: str,
-        asked: Round | None = None,
-        race: str | None = None,
-    ) -> dict[str, str]:
-        """Each criterion's verdicts of its own judge on one side's answers against the baseline's.
-
-        Args:
-            answers: Each criterion's step of the answers.
-            baseline: The same of the baseline.
-            label: Label of the policy.
-            asked: The prompts that are asked; None for all.
-            race: The step that decides whether they are asked; None if they are in any case.
-        """
+    def judge(self, answers: dict[str, str], baseline: dict[str, str], label: str) -> dict[str, str]:
+        """Each criterion's verdicts of its own judge on one side's answers to all prompts, against the baseline's."""
         return {
-            criterion: self.judge_step(criterion, settings.judge, label, answers, baseline, asked, race)
-            for criterion, settings in self.criteria.items()
+            c: self.judge_step(c, settings.judge, label, answers, baseline) for c, settings in self.criteria.items()
         }
 
-    def panel(
+    def judges(
         self,
         answers: dict[str, str],
         baseline: dict[str, str],
@@ -130,12 +114,25 @@ class EvaluationSteps:
         asked: Round | None = None,
         race: str | None = None,
     ) -> dict[str, dict[str, str]]:
-        """The same for every judge of the panels, by its name."""
+        """Verdicts on one side's answers against the baseline's, by each judge and criterion.
+
+        Args:
+            answers: Each criterion's step of the answers.
+            baseline: The same of the baseline.
+            label: Label of the policy.
+            asked: The prompts that are asked; None for all.
+            race: The step that decides whether they are asked; None if they are in any case.
+
+        Returns:
+            Name of the judge in the panel ("" for a criterion's own) and criterion to the step.
+        """
+        chosen = [("", criterion, settings.judge) for criterion, settings in self.criteria.items()]
+        chosen += [(n, criterion, judge) for criterion, s in self.criteria.items() for n, judge in s.panel.items()]
         steps: dict[str, dict[str, str]] = {}
-        for criterion, settings in self.criteria.items():
-            for name, judge in settings.panel.items():
-                step = self.judge_step(criterion, judge, f"{label} by {name}", answers, baseline, asked, race)
-                steps.setdefault(name, {})[criterion] = step
+        for name, criterion, judge in chosen:
+            by = f" by {name}" if name else ""
+            step = self.judge_step(criterion, judge, f"{label}{by}", answers, baseline, asked, race)
+            steps.setdefault(name, {})[criterion] = step
         return steps
 
     def judge_step(
@@ -148,7 +145,7 @@ class EvaluationSteps:
         asked: Round | None = None,
         race: str | None = None,
     ) -> str:
-        """One judge's verdicts on one criterion; the arguments are those of `judge`."""
+        """One judge's verdicts on one criterion; the arguments are those of `judges`."""
         inputs, parents = self._inputs(criterion, judge)
         payload = JudgePayload(criterion=criterion, judge=judge, inputs=inputs, round=asked)
         sides = {"answers": answers[criterion], "baseline": baseline[criterion]}

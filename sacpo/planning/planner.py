@@ -136,8 +136,8 @@ class _Trials:
     def _add_judged(self, trial: Trial) -> None:
         """Add a trial with all its judge steps."""
         asked = next(iter(rounds(self.space, trial.trial_id)), None) if trial.policy else None
-        judge = self.evaluation.judge(trial.generate, self.baseline.generate, trial.label, asked)
-        panel = self.evaluation.panel(trial.generate, self.baseline.generate, trial.label, asked)
+        panel = self.evaluation.judges(trial.generate, self.baseline.generate, trial.label, asked)
+        judge = panel.pop("")
         rivals = [t for t in self.by_id.values() if t is not self.baseline] if self.space.evaluation.all_pairs else []
         head_to_head = {
             rival.trial_id: self.evaluation.judge(

@@ -104,10 +104,9 @@ def add_rounds(trials: Iterable[Trial], baseline: Trial, steps: EvaluationSteps)
             trial = by_id[trial_id]
             next_round = rounds(space, trial_id)[number]
             sides = trial.generate, baseline.generate, f"{trial.label}, round {number + 1}"
-            judge, panel = steps.judge(*sides, next_round, race), steps.panel(*sides, next_round, race)
             later = {
                 name: {c: (*trial.rounds.get(name, {}).get(c, ()), step) for c, step in added.items()}
-                for name, added in ({"": judge} | panel).items()
+                for name, added in steps.judges(*sides, next_round, race).items()
             }
             by_id[trial_id] = trial.model_copy(update={"rounds": later})
     return list(by_id.values())

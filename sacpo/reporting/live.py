@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sacpo.errors import SacpoError
-from sacpo.planning.durations import Durations, Remaining, timed_steps
+from sacpo.planning.durations import Remaining, remaining_steps
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
@@ -66,12 +66,12 @@ class Progress:
         self.records: dict[str, StepRecord] = store.records(plan.steps)
         self.done_before = len(self.records)
         self._remaining: Remaining | None = None  # of the outcomes so far
-        self._past = past_steps(store, {step.kind for step in plan.steps.values()})
         self.failures: dict[str, str] = {}
         self.results = self._collect()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         is_live = live and console.is_terminal
+        self._past = past_steps(store, plan) if is_live else []
         self.in_progress: list[StepInProgress] = []
         self._claims_read_at = 0.0
         self._live: Live | None = None
@@ -165,8 +165,7 @@ class Progress:
 
     def _seconds_left(self) -> float | None:
         if self._remaining is None:
-            durations = Durations([*self._past, *timed_steps(self.plan, self.records)])
-            self._remaining = durations.remaining(self.plan, self.records.keys() | self.failures.keys())
+            self._remaining = remaining_steps(self.plan, self.records, self._past, self.failures)
         done_now = sum(record.seconds for record in self.records.values() if record.run == self.run)
         running = sum(step.seconds for step in self.in_progress if step.step_id not in self.records)
         return self._remaining.seconds_left(done_now, running, time.monotonic() - self.started)

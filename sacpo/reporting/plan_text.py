@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from sacpo.planning.cost_estimate import describe_judging, describe_search
-from sacpo.planning.durations import Durations
+from sacpo.planning.durations import remaining_steps
 from sacpo.planning.plan import Plan
 from sacpo.planning.records import StepRecord
 from sacpo.store.past_steps import past_steps
@@ -43,9 +43,9 @@ def describe_plan(plan: Plan, store: Store) -> str:
 
 def _describe_time(plan: Plan, store: Store, records: Mapping[str, StepRecord]) -> Iterator[str]:
     """One line on the time of the steps to do, if there are any and the store has done steps."""
-    past = past_steps(store, sorted({step.kind for step in plan.steps.values()}))
+    past = past_steps(store, plan)
     if past and len(records) < len(plan.steps):
-        remaining = Durations(past).remaining(plan, records)
+        remaining = remaining_steps(plan, records, past)
         yield (
             f"time of the remaining steps: about {_minutes(remaining.work)} one after the other, at least "
             f"{_minutes(remaining.chain)} on any number of workers, from {len(past)} done steps of this store"

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sacpo.errors import SacpoError
-from sacpo.planning.durations import Durations, timed_steps
+from sacpo.planning.durations import remaining_steps
 from sacpo.planning.records import StepRecord
 from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.in_progress import steps_in_progress
@@ -50,7 +50,7 @@ class LiveView:
         folder = location.fetch()
         self.plan = read_kept_plan(folder)
         self.store = open_store(location, read_facts(folder))
-        self._past = past_steps(self.store, {step.kind for step in self.plan.steps.values()})
+        self._past = past_steps(self.store, self.plan)
         self._lock = threading.Lock()
         self._status: tuple[float, dict[str, Any]] = (0.0, {})
         self._pictures: dict[str, tuple[object, bytes]] = {}
@@ -77,13 +77,12 @@ class LiveView:
                 failed.append(
                     {"step": step_id, "label": step.label, "error": failure.error, "has_log": failure.log is not None}
                 )
-        ended = self.records.keys() | {str(step["step"]) for step in failed}
         run = facts.runs[-1] if facts.runs else None
         is_running = run is not None and run.ended_at is None
         seconds = time.time() - run.started_at if run is not None and is_running else None
         done_now = sum(record.seconds for record in self.records.values() if run and record.run == run.run)
         held = sum(float(step["seconds"]) for step in running.values())
-        remaining = Durations([*self._past, *timed_steps(plan, self.records)]).remaining(plan, ended)
+        remaining = remaining_steps(plan, self.records, self._past, [str(step["step"]) for step in failed])
         tables = folder / "trials.parquet"
         return {
             "name": plan.space.name,

@@ -27,8 +27,9 @@ def run(job: Job[RacePayload]) -> StepReport:
     were decided. Such a policy stops no other.
     """
     stopped = read_stopped(job.parents[PREVIOUS]) if PREVIOUS in job.parents else {}
-    compared = _compared(job, stopped)
-    chances = _chances(job, compared) if compared else np.empty(0)
+    verdicts = _verdicts(job)
+    compared = [] if verdicts.empty else _compared(job, verdicts, stopped)
+    chances = _chances(job, verdicts, compared) if compared else np.empty(0)
     out = dict(zip(compared, chances.tolist(), strict=True))
     is_out = to_stop(chances, job.payload.most_lost - sum(stopped.values()))
     new = {trial: out[trial] for trial, is_stopped in zip(compared, is_out, strict=True) if is_stopped}
@@ -37,48 +38,46 @@ def run(job: Job[RacePayload]) -> StepReport:
     return StepReport(metrics=RaceMetrics(compared=len(compared), stopped=len(new)))
 
 
-def _compared(job: Job[RacePayload], stopped: dict[str, float]) -> list[str]:
+def _compared(job: Job[RacePayload], verdicts: pd.DataFrame, stopped: dict[str, float]) -> list[str]:
     """The trials that race on: all their steps succeeded, and enough of their verdicts are decided."""
-    complete: dict[str, bool] = {}
-    for role, _ in job.step.parents.items():
-        if (parsed := parse_role(role)) is not None:
-            complete[parsed.trial] = complete.get(parsed.trial, True) and role in job.parents
-    trials = sorted(trial for trial, is_complete in complete.items() if is_complete and trial not in stopped)
-    coverage = {(t, c): _verdicts(job, c, [t])["score"].notna().mean() for t in trials for c in job.payload.criteria}
-    smallest = job.payload.min_coverage
-    return [t for t in trials if all(coverage[t, c] >= smallest for c in job.payload.criteria)]
+    failed = {parsed.trial for role in job.step.parents.keys() - job.parents.keys() if (parsed := parse_role(role))}
+    coverage = verdicts["score"].notna().groupby([verdicts["trial_id"], verdicts["criterion"]]).mean().unstack()
+    is_covered = (coverage.reindex(columns=list(job.payload.criteria)) >= job.payload.min_coverage).all(axis=1)
+    return sorted(set(coverage.index[is_covered]) - failed - stopped.keys())
 
 
-def _chances(job: Job[RacePayload], trials: list[str]) -> NDArray[np.float64]:
+def _chances(job: Job[RacePayload], verdicts: pd.DataFrame, trials: list[str]) -> NDArray[np.float64]:
     payload = job.payload
+    own = verdicts[verdicts["trial_id"].isin(trials)]
     if not payload.constraints:
-        first, second = (_judged(job, criterion, trials) for criterion in payload.criteria)
+        first, second = (_judged(job, own, criterion, trials) for criterion in payload.criteria)
         return front_chances(first, second)
-    objective = _judged(job, objective_of(payload.constraints), trials)
-    constrained = [_judged(job, c.criterion, trials, c.measure) for c in payload.constraints]
+    objective = _judged(job, own, objective_of(payload.constraints), trials)
+    constrained = [_judged(job, own, c.criterion, trials, c.measure) for c in payload.constraints]
     return choice_chances(objective, constrained, [c.at_least for c in payload.constraints])
 
 
-def _judged(job: Job[RacePayload], criterion: str, trials: list[str], measure: str = "win_rate") -> Judged:
+def _judged(
+    job: Job[RacePayload], verdicts: pd.DataFrame, criterion: str, trials: list[str], measure: str = "win_rate"
+) -> Judged:
     """The means on the prompts asked so far. A prompt without a decided verdict gets the policy's mean."""
     answers = pd.read_parquet(job.parents[prompts_role(criterion)] / RESPONSES, columns=["prompt_id", "category"])
     categories = dict(zip(answers["prompt_id"].astype(str), answers["category"].fillna("").astype(str), strict=True))
-    verdicts = _verdicts(job, criterion, trials)
+    own = verdicts[verdicts["criterion"] == criterion]
     if measure == "mean_score":
-        verdicts["score"] = verdicts["raw"].map(policy_score).where(verdicts["score"].notna())
-    means = verdicts.pivot_table(index="prompt_id", columns="trial_id", values="score", aggfunc="mean")[trials]
+        own = own.assign(score=own["raw"].map(policy_score).where(own["score"].notna()))
+    means = own.pivot_table(index="prompt_id", columns="trial_id", values="score", aggfunc="mean")[trials]
     in_part = prompts_of_part(categories, job.payload.part)
     certifying = len(categories) - len(in_part)
     return Judged(means.fillna(means.mean()).to_numpy(dtype=float), len(in_part) - len(means), certifying)
 
 
-def _verdicts(job: Job[RacePayload], criterion: str, trials: list[str]) -> pd.DataFrame:
-    """The verdicts of all rounds so far, with their scores; NaN if not decided."""
+def _verdicts(job: Job[RacePayload]) -> pd.DataFrame:
+    """The verdicts of all rounds so far, with trial, criterion and score; the score is NaN if not decided."""
     parts = []
     for role, folder in job.parents.items():
-        parsed = parse_role(role)
-        if parsed is not None and parsed.criterion == criterion and parsed.trial in trials:
+        if (parsed := parse_role(role)) is not None:
             table = pd.read_parquet(folder / VERDICTS, columns=["prompt_id", "outcome", "score", "raw"])
             score = table["score"].astype(float).fillna(table["outcome"].map(SCORES).astype(float))
-            parts.append(table.assign(trial_id=parsed.trial, score=score))
-    return pd.concat(parts, ignore_index=True)
+            parts.append(table.assign(trial_id=parsed.trial, criterion=parsed.criterion, score=score))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
