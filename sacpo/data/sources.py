@@ -220,7 +220,7 @@ def select(rows: Rows, where: Mapping[str, str | int | bool], source: str) -> Ro
 
     Args:
         rows: Rows of `read_rows`.
-        where: The file's column to the wanted value.
+        where: The file's column to the required value.
         source: Name of the source for errors.
 
     Raises:

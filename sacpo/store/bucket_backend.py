@@ -125,7 +125,7 @@ class BucketBackend:
         try:
             self._retry(put)
         except FileNotFoundError:
-            # There is no bucket; or the answer that ended an upload in parts was lost, and its repetition was told that
+            # There is no bucket; or the answer that ended an upload in parts was lost, and the answer to its repetition is that
             # there is no such upload.
             self._put(put)
 
