@@ -11,6 +11,7 @@ import numpy as np
 from sacpo.errors import SacpoError
 from sacpo.reporting.new_axes import add_legend, axes_or_new, plain
 from sacpo.reporting.series import GREY, INK
+from sacpo.results.judges_table import MAIN
 from sacpo.statistics.win_rate import win_rate
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _against_itself(results: Results, judge: Mapping[Any, Any]) -> Measured:
     rows = verdicts[
         (verdicts["trial_id"] == verdicts["baseline_id"])
         & (verdicts["criterion"] == judge["criterion"])
-        & (verdicts["panel"] == ("" if judge["panel"] == "main" else judge["panel"]))
+        & (verdicts["panel"] == ("" if judge["panel"] == MAIN else judge["panel"]))
         & verdicts["score"].notna()
     ]
     if rows.empty:

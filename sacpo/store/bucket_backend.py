@@ -125,8 +125,8 @@ class BucketBackend:
         try:
             self._retry(put)
         except FileNotFoundError:
-            # There is no bucket; or the answer that ended an upload in parts was lost, and the answer to its repetition is that
-            # there is no such upload.
+            # There is no bucket; or the answer that ended an upload in parts was lost, and the repeated request met no
+            # such upload any more.
             self._put(put)
 
     def download(self, key: str, path: Path) -> bool:
