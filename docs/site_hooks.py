@@ -66,9 +66,9 @@ def _outside(text: str, folder: Path) -> set[Path]:
 
 
 def _file(folder: Path, target: str) -> Path:
-    """The file that a link leads to; a folder has no page, so its first space file stands for it."""
+    """The file that a link leads to; a folder has no page, so its first space file or notebook stands for it."""
     path = (folder / target).resolve()
-    return min(path.glob("*.yaml"), default=path) if path.is_dir() else path
+    return min([*path.glob("*.yaml"), *path.glob("*.ipynb")], default=path) if path.is_dir() else path
 
 
 def _page(path: Path) -> str | None:
