@@ -43,7 +43,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Body:
-    """Status 200 with this body."""
+    """Status 200 with this body, in which `{nonce}` becomes the call's token."""
 
     text: str
 
@@ -119,7 +119,7 @@ class Server:
                 reply["choices"][0]["logprobs"] = logprobs(text, behaviour.alternatives, body["top_logprobs"])
             return web.json_response(reply)
         if isinstance(behaviour, Body):
-            return web.Response(text=behaviour.text, content_type="application/json")
+            return web.Response(text=behaviour.text.replace(NONCE, materials[0][1]), content_type="application/json")
         if isinstance(behaviour, Fail):
             key = request.headers.get("Authorization", "").removeprefix("Bearer ")
             text = behaviour.body.replace("{key}", key)

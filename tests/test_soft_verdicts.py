@@ -101,7 +101,12 @@ def test_tokens_are_read_from_both_forms_of_the_api() -> None:
         found = verdict_probabilities(read, "first")
         assert found is not None
         assert (found.first, found.second, found.tie) == pytest.approx((0.75, 0.25, 0))
-    for choice in ({}, {"logprobs": None}, {"logprobs": {"content": None}}, {"logprobs": {"content": [{}]}}):
+    certain = [{"token": "A", "logprob": 0.0, "top_logprobs": []}]
+    no_number = [{"token": "A", "logprob": -0.1, "top_logprobs": [{"token": "B", "logprob": float("nan")}]}]
+    for content in (None, [], [{}], certain, no_number):
+        assert read_tokens({"logprobs": {"content": content}}) is None
+    older["top_logprobs"] = [None] * 4
+    for choice in ({}, {"logprobs": None}, {"logprobs": older}):
         assert read_tokens(choice) is None
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
+from sacpo.judges.streams import read_body
 from sacpo.judges.token_probabilities import Token, read_tokens
 
 _FILTERED = frozenset(
     {"content_filter", "refusal", "safety", "prohibited_content", "blocklist", "spii", "recitation", "sensitive"}
 )
 """Values of `finish_reason` that mean that the reply was withheld or cut by a filter."""
+_AT_THE_LIMIT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens"})
+"""Values that mean that the reply reached the limit of tokens."""
+_BROKEN_OFF = re.compile(
+    "abort|cancel|error|time|interrupt|insufficient|incomplete|exceed|trunc|malformed|limit|length|max_", re.I
+)
+"""Other values that mean that the reply was not written to its end."""
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Fields of a message that hold the model's thoughts."""
 
@@ -21,10 +29,12 @@ class Completion:
     """A reply with status 200.
 
     Attributes:
-        content: Text of the message, without thoughts; empty if there is none.
+        content: Text of the message, without thoughts, or the arguments of a tool that it calls; else empty.
         thoughts: The model's thoughts, as far as the endpoint separates them.
         refusal: The endpoint's words if it refused to answer; else empty.
+        finish: Why the reply ended, in the endpoint's words.
         cut: The reply ended at the limit of tokens.
+        broken_off: The reply was not written to its end for another reason.
         prompt_tokens: Prompt tokens that the endpoint counted; 0 if it counted none.
         completion_tokens: The same for the reply, thoughts included.
         model: Name of the model in the reply.
@@ -35,7 +45,9 @@ class Completion:
     content: str
     thoughts: str
     refusal: str
+    finish: str
     cut: bool
+    broken_off: bool
     prompt_tokens: int
     completion_tokens: int
     model: str | None
@@ -55,17 +67,19 @@ def read_completion(text: str) -> Completion:
         ValueError: the body is not a chat completion.
     """
     try:
-        body = json.loads(text)
+        body = read_body(text)
         choice = body["choices"][0]
         message = choice["message"]
         if not isinstance(message, dict):
             raise TypeError("the message is not an object")
-    except (LookupError, TypeError, RecursionError) as error:
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"not a chat completion: {error}") from None
     content, refused_part = _text(message.get("content"))
-    finish = str(choice.get("finish_reason") or "").lower()
+    content = content if content.strip() else _tool_arguments(message)
+    finish = printable(str(choice.get("finish_reason") or "").lower())
+    is_filtered = finish in _FILTERED
     refusal = message.get("refusal") or refused_part
-    if not refusal and finish in _FILTERED:
+    if not refusal and is_filtered:
         refusal = f"finish_reason {finish}" + (f": {content}" if content else "")
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
@@ -73,7 +87,9 @@ def read_completion(text: str) -> Completion:
         content=printable(content),
         thoughts=printable(next((t for name in _THOUGHTS if (t := _text(message.get(name))[0])), "")),
         refusal=printable(str(refusal)) if refusal else "",
-        cut=finish in ("length", "max_tokens", "model_length"),
+        finish=finish,
+        cut=finish in _AT_THE_LIMIT,
+        broken_off=is_filtered or (finish not in _AT_THE_LIMIT and _BROKEN_OFF.search(finish) is not None),
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         model=_name(body.get("model")),
@@ -82,25 +98,37 @@ def read_completion(text: str) -> Completion:
     )
 
 
-def embedded_error(text: str) -> tuple[int, str] | None:
-    """Status and text of an error that a proxy sent with status 200; None if the body holds none."""
+def embedded_error(text: str) -> tuple[int | None, str] | None:
+    """Status and text of an error that came with status 200; None if the body holds none.
+
+    The status is None if the error does not name one. A JSON object that is no completion is such an error.
+    """
     try:
-        body = json.loads(text)
-    except (ValueError, RecursionError):
+        body = read_body(text)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     if not isinstance(body, dict):
         return None
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     error = body.get("error") or choice.get("error")
-    blocked = (body.get("prompt_feedback") or body.get("promptFeedback")) if not choices else None
-    if not error and not blocked:
-        return None
     if not error:
-        return 400, f"content_filter: {json.dumps(blocked)}"
+        if choices:
+            return None
+        is_blocked = body.get("prompt_feedback") or body.get("promptFeedback")
+        return (400, f"content_filter: {json.dumps(body)}") if is_blocked else (None, text)
     code = error.get("code") or error.get("status") if isinstance(error, dict) else None
     is_status = isinstance(code, int | str) and str(code).isdigit() and 400 <= int(code) < 600
-    return int(code) if is_status else 500, json.dumps(error)  # type: ignore[arg-type]
+    return int(code) if is_status else None, json.dumps(error)  # type: ignore[arg-type]
+
+
+def _tool_arguments(message: dict[str, Any]) -> str:
+    """The arguments of the first tool that a message calls: where servers force a format by a tool, the verdict."""
+    calls = message.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and calls else {"function": message.get("function_call")}
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""
 
 
 def _text(content: Any) -> tuple[str, str]:
@@ -110,6 +138,8 @@ def _text(content: Any) -> tuple[str, str]:
     if isinstance(content, str):
         return content, ""
     if isinstance(content, dict):
+        if "verdict" in content:  # a proxy that decoded the reply
+            return json.dumps(content), ""
         content = [content]
     if not isinstance(content, list):
         return str(content), ""

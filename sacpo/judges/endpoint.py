@@ -18,10 +18,10 @@ from sacpo.errors import StepError
 from sacpo.judges.completions import Completion, embedded_error, printable, read_completion
 from sacpo.judges.keys import key_source, secret_from
 from sacpo.judges.ledger import QuotaExceeded
+from sacpo.judges.no_verdict import explain
 from sacpo.judges.refusals import SYSTEM, Refusal, read_error, retry_after_seconds
 from sacpo.judges.replies import PREFERENCES, Preference, parse
 from sacpo.judges.rubric import PROMPT_VERSION, messages, response_format
-from sacpo.judges.thoughts import is_unfinished_thought
 from sacpo.judges.token_probabilities import TOP_LOGPROBS, VerdictProbabilities, verdict_probabilities
 
 NO_PROBABILITIES = "the probability of the verdict is not known: its token is not found, or more likely says no verdict"
@@ -192,7 +192,8 @@ class Client:
         try:
             async with asyncio.timeout(endpoint.timeout_s):  # the client's own timeout limits each read, not the sum
                 response = await self._client.chat.completions.with_raw_response.create(**body)
-            status, text, headers = 200, response.text, response.headers
+            status: int | None = 200
+            text, headers = response.text, response.headers
         except (TimeoutError, openai.APITimeoutError):
             return Attempt("unavailable", f"no reply within {endpoint.timeout_s:g} s")
         except openai.APIConnectionError as error:
@@ -243,27 +244,15 @@ class Client:
             return Attempt("unavailable", f"the reply is not a chat completion: {message}")
         self.accepted = True
         self._schema_accepted |= "response_format" in request
-        # The missing end of a truncated reply could have stated another preference.
-        preference = None if reply.cut else parse(reply.content, nonce, (call.prompt, call.first, call.second))
+        # The missing end of a reply that was cut or broken off could have stated another preference.
+        is_whole = not (reply.cut or reply.broken_off)
+        preference = parse(reply.content, nonce, (call.prompt, call.first, call.second)) if is_whole else None
         outcome: ReplyOutcome = preference or ("unavailable" if reply.refusal else "unparsable")
         raw, final, uncounted = reply.content, False, False
-        if preference is None and reply.refusal:
-            raw, final = f"the endpoint refused to answer: {reply.refusal}", True
-        elif reply.cut and (not reply.content.strip() or is_unfinished_thought(reply.content)):
-            raw, final = self._spent(reply.completion_tokens), True
-        elif reply.cut:
-            limit = self.endpoint.max_tokens
-            raw = f"the reply was cut at max_tokens ({limit}); raise max_tokens of the judge: {reply.content}"
-        elif preference is None and not reply.content.strip() and reply.thoughts:
-            raw = (
-                "the reply has no content, only thoughts (reasoning_content), which are no verdict; set the judge's "
-                "response_format to null or change the server's reasoning parser, so that the verdict comes as "
-                f"content; the thoughts end with: {reply.thoughts[-200:]}"
-            )
-            # Some servers count a reply in a fixed format as thoughts as a whole.
-            final, uncounted = "response_format" not in request, "response_format" in request
-            if uncounted:
-                self.left_out.add("response_format")
+        if preference is None:
+            reason = explain(reply, self.endpoint.max_tokens, "response_format" in request)
+            raw, final, uncounted = reason.raw, reason.final, reason.give_up_format
+            self.left_out |= {"response_format"} if reason.give_up_format else set()
         probabilities = None
         if preference is not None and self.endpoint.probabilities:
             outcome, probabilities = self._probable(reply, preference)
@@ -303,14 +292,8 @@ class Client:
             f"outcomes, or use an endpoint and a model that give them; {reason}"
         )
 
-    def _spent(self, tokens: int) -> str:
-        return (
-            f"the reply was cut at max_tokens ({self.endpoint.max_tokens}) before the verdict began: all "
-            f"{tokens or 'its'} tokens were spent on reasoning; raise max_tokens of the judge"
-        )
-
     def _read_error(
-        self, status: int, text: str, retry_after: str | None, call: Call, request: dict[str, Any]
+        self, status: int | None, text: str, retry_after: str | None, call: Call, request: dict[str, Any]
     ) -> Attempt:
         """Read an error status: a failure that can be retried, possibly without a parameter, or this call's refusal.
 
@@ -319,10 +302,12 @@ class Client:
             QuotaExceeded: the account has no credit left.
         """
         message = printable(self._redacted(text)[:500])
+        answer = f"HTTP {status}" if status else "an error in a reply with HTTP 200"
         shown = (call.prompt, call.first, call.second, self.endpoint.rubric)
         error = read_error(status, text, request, shown, self.accepted)
         refusal = error.refusal
-        if refusal is Refusal.UNKNOWN and "response_format" in request and not self._schema_accepted:
+        is_format = status != 403 and "response_format" in request and not self._schema_accepted
+        if refusal is Refusal.UNKNOWN and is_format:
             self.left_out.add("response_format")  # the parameter that most endpoints lack
             return Attempt("unavailable", message, uncounted=True)
         if refusal is Refusal.PARAMETER:
@@ -338,31 +323,31 @@ class Client:
             if status == 429:
                 self.quiet_until = max(self.quiet_until, time.monotonic() + wait_s)
             unreachable = status in (502, 503, 504)
-            return Attempt("unavailable", f"HTTP {status}: {message}", wait_s, unreachable=unreachable)
+            return Attempt("unavailable", f"{answer}: {message}", wait_s, unreachable=unreachable)
         if refusal is Refusal.QUOTA:
             raise QuotaExceeded(
                 f"the quota of the account at the judge endpoint {self.endpoint.base_url or OPENAI_URL} is used up "
-                f"(HTTP {status}); the verdicts so far are stored: add credit and run the same command to continue; "
+                f"({answer}); the verdicts so far are stored: add credit and run the same command to continue; "
                 f"the endpoint's message was: {message}"
             )
         if refusal is Refusal.UNKNOWN and not self.accepted:
-            self._unknown[call] = self._refused(status, message)
+            self._unknown[call] = self._refused(status, answer, message)
             if len(self._unknown) >= max(UNKNOWN_REFUSALS, self.endpoint.concurrency):  # not only the first to arrive
                 self.check_refusals()
         if refusal is Refusal.CONFIGURATION:
-            raise self._refused(status, message)
-        return Attempt("unavailable", f"refused with HTTP {status}: {message}", final=True, refused=True)
+            raise self._refused(status, answer, message)
+        return Attempt("unavailable", f"refused with {answer}: {message}", final=True, refused=True)
 
-    def _refused(self, status: int, message: str) -> StepError:
+    def _refused(self, status: int | None, answer: str, message: str) -> StepError:
         """The error of an endpoint that refuses every call."""
         endpoint, variable = self.endpoint, self.endpoint.api_key_env
         way_out = {
             401: f"check the key in {variable}" if variable else "name the key's environment variable in api_key_env",
             403: f"check the rights of the key in {variable}" if variable else "name a key's variable in api_key_env",
             404: "check base_url, which usually ends in /v1, and the name of the model",
-        }.get(status, "check which of the judge's settings the endpoint does not accept")
+        }.get(status or 0, "check which of the judge's settings the endpoint does not accept")
         return StepError(
-            f"the judge endpoint {endpoint.base_url or OPENAI_URL} refused model {endpoint.model} with HTTP {status} "
+            f"the judge endpoint {endpoint.base_url or OPENAI_URL} refused model {endpoint.model} with {answer} "
             f"({key_source(variable)}): {way_out}; the endpoint's message was: {message}"
         )
 

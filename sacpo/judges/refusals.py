@@ -1,8 +1,8 @@
 """Reads an endpoint's errors: what was refused, and so which calls the error concerns.
 
 Vendors use the same status codes for different problems, so the text of the error decides. The words below are those of
-OpenAI, Azure, Anthropic, Google, Mistral, Groq, OpenRouter, DeepSeek, DashScope, Moonshot, vLLM, SGLang, TGI, llama.cpp
-and Ollama.
+OpenAI, Azure, Anthropic, Google, Mistral, Groq, xAI, OpenRouter, DeepSeek, DashScope, Moonshot, Zhipu, MiniMax, Baidu,
+vLLM, SGLang, TGI, llama.cpp and Ollama.
 """
 
 from __future__ import annotations
@@ -53,27 +53,33 @@ _QUOTA = re.compile(
     r"|arrearage|exceeded_current_quota|billing (?:is |has been )?(?:disabled|not enabled|inactive)"
     r"|(?:quota|credits?|balance) (?:of .{1,40} )?(?:is|are|has been|have been) (?:used up|exhausted|depleted"
     r"|insufficient)"
-    r"|\u4f59\u989d\u4e0d\u8db3",
+    r"|\u4f59\u989d\u4e0d\u8db3|\u6b20\u8d39|\u8bf7\u5145\u503c",  # balance too low, in arrears, please top up
     re.I,
 )
-_QUOTA_OR_RATE = re.compile(r"exceeded your (?:current|monthly) quota|check your plan and billing|spending limit", re.I)
-"""Google uses these words for limits per minute too; its error then says when to try again."""
+_QUOTA_OR_RATE = re.compile(
+    r"exceeded your (?:current|monthly) quota|check your plan and billing|spending limit"
+    r"|\bdaily\b.{0,40}\blimit|\blimit\b.{0,40}\bper[- ]day\b",
+    re.I,
+)
+"""Also used for limits that are over soon; the error then says when to try again."""
 _TRY_AGAIN = re.compile(r"retry in [0-9.]+|try again in|retrydelay|per[_ ]?minute", re.I)
 _CONTENT_CODES = re.compile(
     r"content[_ -]?filter|content_policy|responsibleai|data_?inspection|contentpolicyviolation"
-    r"|moderation_blocked",
+    r"|moderation_blocked|usage guidelines",
     re.I,
 )
 _CONTENT = re.compile(
     r"content (?:management )?polic|content exists risk|usage polic|safety|flagged|moderation|inappropriate"
     r"|sensitive|harmful|unsafe|prohibited|high risk|repetiti|repeated|violat|invalid_prompt|not appropriate"
     r"|(?:prompt|content|input|output|request|response) (?:was |is |has been |have been )?(?:blocked|filtered"
-    r"|rejected)",
+    r"|rejected)"
+    r"|\u654f\u611f|\u4e0d\u5b89\u5168|\u8fdd\u89c4|\u8fdd\u53cd|\u5ba1\u6838",  # sensitive, unsafe, against rules
     re.I,
 )
 _LENGTH_CODES = re.compile(
     r"context_length_exceeded|string_above_max_length|exceed_context_size|context_window_exceeded|request_too_large"
-    r"|(?:maximum|max) context (?:length|window)|prompt is too long|input is too long",
+    r"|(?:maximum|max) context (?:length|window)|prompt is too long|input is too long"
+    r"|could not finish the message",  # the limit of tokens was reached within the reply
     re.I,
 )
 _TOO_LARGE = re.compile(r"request too large|tokens must be reduced", re.I)
@@ -83,9 +89,11 @@ _LENGTH = re.compile(
     r"|(?:prompt|input|request|message|conversation|text|content)s? (?:is|are|was|were) (?:too|longer|larger)"
     r"|too (?:long|many (?:input |prompt )?tokens)|(?:input|prompt) (?:token|length)|length of the (?:input"
     r"|prompt|messages)"
-    r"|contains [0-9]+ tokens|number of (?:input )?tokens|max_new_tokens|reduce (?:the |your )?(?:length"
+    r"|(?:contains|less than|fewer than|more than) [0-9,]+ tokens|number of (?:input )?tokens|max_new_tokens"
+    r"|reduce (?:the |your )?(?:length"
     r"|message|prompt)"
-    r"|input or output tokens must be reduced|request too large|payload too large|entity too large|string too long",
+    r"|input or output tokens must be reduced|request too large|payload too large|entity too large|string too long"
+    r"|\u957f\u5ea6|\u8d85\u957f",  # length, too long
     re.I,
 )
 _CONFIGURATION = re.compile(
@@ -124,15 +132,22 @@ _NAMES = {
     "seed": r"seed",
     "logprobs": r"(?:top_)?logprobs?|log[ -]?prob(?:abilitie)?s",
 }
-_ECHOED = frozenset({"input", "body", "request", "ctx", "url", "stack", "trace", "received"})
-"""Keys under which endpoints repeat the request."""
+_ECHOED = frozenset({"input", "body", "request", "ctx", "url", "stack", "trace", "received", "failed_generation"})
+"""Keys under which endpoints repeat the request, or what the model wrote."""
+_NOT_THE_FORMAT = re.compile(r"json_validate_failed|failed to (?:generate|validate) json", re.I)
+"""The model's reply did not follow the reply format; the next can."""
+_BUSY = re.compile(
+    r"overload|temporar|try again|retry|later|currently|busy|capacity|rate limit|too many requests", re.I
+)
 
 
-def read_error(status: int, text: str, request: dict[str, Any], shown: Sequence[str], accepted: bool) -> ReadError:
+def read_error(
+    status: int | None, text: str, request: dict[str, Any], shown: Sequence[str], accepted: bool
+) -> ReadError:
     """Read an error.
 
     Args:
-        status: The HTTP status; for an error in the body of a reply, the code that stands there.
+        status: The HTTP status; for an error in a reply with status 200, the code that stands there, or None.
         text: The body.
         request: The request that was refused.
         shown: The texts of this call. Some endpoints repeat the request, and its words are not the endpoint's.
@@ -141,16 +156,23 @@ def read_error(status: int, text: str, request: dict[str, Any], shown: Sequence[
     words, named = _words(text, shown)
     if status == 402 or _QUOTA.search(words) or (_QUOTA_OR_RATE.search(words) and not _TRY_AGAIN.search(words)):
         return ReadError(Refusal.QUOTA)
+    if status is None:
+        error = read_error(400, text, request, shown, accepted)
+        is_passing = error.refusal is Refusal.CONFIGURATION and _BUSY.search(words) is not None
+        return ReadError(Refusal.RETRY) if is_passing or error.refusal is Refusal.UNKNOWN else error
     if status in (401, 404, 405, 407):
         return ReadError(Refusal.CONFIGURATION)
-    if status in (408, 409, 425, 429) or status >= 500:
+    if status in (408, 409, 424, 425, 429, 499) or status >= 500 or _NOT_THE_FORMAT.search(words):
         is_item = any(pattern.search(words) for pattern in (_CONTENT_CODES, _LENGTH_CODES, _TOO_LARGE))
         return ReadError(Refusal.ITEM if is_item else Refusal.RETRY)
     if status in (413, 414, 451) or _CONTENT_CODES.search(words):
         return ReadError(Refusal.ITEM)
     if status == 403:
-        is_item = _CONTENT.search(words) is not None or (accepted and "blocked" in words.lower())
-        return ReadError(Refusal.ITEM if is_item else Refusal.CONFIGURATION)
+        if _CONTENT.search(words):
+            return ReadError(Refusal.ITEM)
+        if "blocked" not in words.lower():
+            return ReadError(Refusal.CONFIGURATION)
+        return ReadError(Refusal.ITEM if accepted else Refusal.UNKNOWN)  # a firewall, of this text or of everything
     if _CONFIGURATION.search(words) and not named & {*_NAMES}:
         return ReadError(Refusal.CONFIGURATION)
     if parameter := _refused_parameter(words, named, request):

@@ -40,6 +40,11 @@ _VERDICT_FIELD = re.compile(
 )
 _BEGINNING = re.compile(rf"\{{\s*{_QUOTE}(?:reasons|verdict|token){_QUOTE}\s*:", re.I)
 """Where an object of the requested form begins."""
+_FULL_WIDTH = {0xFF01 + i: 0x21 + i for i in range(94) if chr(0x21 + i) not in "\"'\\"} | {0x3001: ",", 0x3002: "."}
+"""Full-width letters and punctuation. Quotes and backslashes are left out, since they would break JSON."""
+_QUOTES = dict.fromkeys(map(ord, "\u201c\u201d\u201e\u00ab\u00bb\u300c\u300d\u300e\u300f\uff02"), '"') | dict.fromkeys(
+    map(ord, "\u2018\u2019\u201a\uff07"), "'"
+)
 _ESCAPE = re.compile(r"\\(?:(u[0-9a-fA-F]{4}|[\"\\/bfnrt])|)")
 
 _NUMBER = r"(100|[0-9]{1,2}(?:\.[0-9]+)?)(?!\.?[0-9])(?:\s*/\s*100?\b)?"
@@ -47,7 +52,10 @@ _PAIR = rf"(?<![0-9.,/]){_NUMBER}(?:\s*[,;]\s*|\s+(?:and\s+)?){_NUMBER}(?!\s*[,;
 _SCORES = re.compile(
     rf"\b(?:scores?|ratings?)\s*(?:are|is|of)?\s*[:=]?\s*{_PAIR}|^\s*{_PAIR}\s*(?:$|[.:;(-])", re.A | re.I
 )
-_AFTER = r"(?=\s*(?:$|[.;:!?)\]\"'(-]|,(?!\s*(?:a|b|tie)\b)|because\b|since\b|is (?:the )?better\b))"
+_AFTER = (
+    r"(?=\s*(?:$|[.;:!)\]\"(]|'(?!\w)|,(?!\s*(?:a|b|tie)\b)|because\b|since\b|is (?:the )?better\b)"
+    r"|\s+[-\u2013\u2014])"  # "A - it helps more", but not "tie-breaker"
+)
 _STATED = re.compile(
     r"\[\[\s*(?:(a|b)|c|tie)\s*\]\]"  # [[C]] is a tie in frames that many models know
     r"|\b(?:verdict|winner|judge?ment|(?:better|preferred) (?:answer|response|one))\s*(?:[:=]|is\b:?)\s*"
@@ -77,6 +85,7 @@ def parse(reply: str, nonce: str, material: Sequence[str]) -> Preference | None:
     Returns:
         The preference; None if the reply has none, an ambiguous one, or one that could be a quotation.
     """
+    reply = reply.translate(_FULL_WIDTH)
     whole = _whole_object(reply)
     if whole is None:
         reply = without_open_thought(without_thoughts(reply))
@@ -112,6 +121,7 @@ def parse(reply: str, nonce: str, material: Sequence[str]) -> Preference | None:
 
 def reads_like_a_verdict(text: str) -> bool:
     """Whether a quotation from the text could be mistaken for a judge's verdict."""
+    text = text.translate(_FULL_WIDTH)
     lines = _lines(text)
     return (
         any(True for _ in _verdict_objects(text))
@@ -143,8 +153,8 @@ def _tolerant(reply: str, objects: Sequence[tuple[int, int, _Object]]) -> Prefer
 
 
 def _lines(text: str) -> list[str]:
-    """The lines of a text without Markdown markup."""
-    return [_MARKUP.sub("", line) for line in text.split("\n")]
+    """The lines of a text without Markdown markup, with plain quotes."""
+    return [_MARKUP.sub("", line) for line in text.translate(_QUOTES).split("\n")]
 
 
 def _compared(match: re.Match[str]) -> Preference:

@@ -75,15 +75,17 @@ def read_tokens(choice: dict[str, Any]) -> list[Token] | None:
         choice: A choice of a chat completion, with `logprobs` in the form of OpenAI's chat API or of its older API.
 
     Returns:
-        The tokens; None if the endpoint gave no log-probabilities.
+        The tokens; None if the endpoint gave no log-probabilities, none of alternatives, or one that is no number.
     """
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict):
         return None
     try:
         if logprobs.get("content"):
+            if not any(entry.get("top_logprobs") for entry in logprobs["content"]):
+                return None
             return [_token(entry, entry.get("top_logprobs") or []) for entry in logprobs["content"]]
-        if logprobs.get("tokens"):
+        if logprobs.get("tokens") and any(logprobs["top_logprobs"]):
             columns = (logprobs["tokens"], logprobs["token_logprobs"], logprobs["top_logprobs"])
             return [
                 _token(
@@ -99,7 +101,10 @@ def read_tokens(choice: dict[str, Any]) -> list[Token] | None:
 def _token(entry: dict[str, Any], alternatives: list[dict[str, Any]]) -> Token:
     known: dict[str, float] = {}
     for item in (*alternatives, entry):
-        known[_text(item)] = min(1.0, math.exp(min(0.0, float(item["logprob"]))))
+        logprob = float(item["logprob"])
+        if math.isnan(logprob):
+            raise ValueError("a log-probability is no number")
+        known[_text(item)] = math.exp(min(0.0, logprob))
     return Token(_text(entry), known)
 
 
