@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from sacpo.cluster.checkpoints import LATEST
 from sacpo.errors import StoreError
 from sacpo.hashing import digest
+from sacpo.results import load
 from sacpo.store import bucket_services
 from sacpo.store.backends import Backend, BucketBackend, check_writable, open_backend
+from sacpo.store.folder_transfer import upload_folder
 from sacpo.store.step_store import Store
 from tests.buckets import azure_container, azurite, google_bucket
-from tests.commands import sweep_here, write_space
+from tests.commands import arguments, sweep_here, write_space
 from tests.jobs import empty_result, step
+from tests.results_folders import copy_store
 from tests.s3 import BUCKET, Service
-from tests.spaces import small
+from tests.spaces import ROOT, small
 
 SERVICES = ["s3", "gs", "az"]
 _PREFIX = "odd 'name of a~%b #é"
@@ -146,6 +153,34 @@ def test_a_sweep_keeps_store_and_results_there(bucket: str, tmp_path: Path) -> N
     answer = sweep_here(write_space(small(merges=[]), tmp_path), results)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "trials.parquet" in open_backend(results, "--results").list_names("")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("bucket", ["gs", "az"], indirect=True)
+def test_a_stage_on_ray_goes_on_from_its_checkpoint_there(bucket: str, small_results: Path, tmp_path: Path) -> None:
+    """A sweep is stopped after the first checkpoint of two workers; the same command goes on from one."""
+    chains = [{"chain": "dpo:helpfulness", "beta": 2.0}]
+    space = small(
+        chains=chains, merges=[], training__dpo__epochs=6, resources__workers=2, resources__checkpoint_steps=4
+    )
+    copy_store(small_results, tmp_path / "store", without=".*dpo.*")
+    files = open_backend(bucket, "--store")
+    upload_folder(files, tmp_path / "store", "store")
+    results = tmp_path / "results"
+    command = arguments(write_space(space, tmp_path), results, "--store", files.child_uri("store"))
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as sweep:
+        while not any(key.endswith(LATEST) for key in files.files_below("store/checkpoints")):
+            assert sweep.poll() is None, sweep.communicate()[0]
+            time.sleep(0.1)
+        sweep.terminate()
+        stopped = sweep.communicate()[0]
+    assert sweep.returncode == 1, stopped
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stdout + again.stderr
+    steps = load(results).steps
+    (stage,) = steps[(steps["kind"] == "train") & steps["label"].str.contains("dpo")].itertuples()
+    assert json.loads(stage.metrics)["resumed"]
+    assert not [key for key in files.files_below("store/checkpoints") if not key.endswith("/")], "they are removed"
 
 
 @pytest.mark.parametrize("bucket", SERVICES, indirect=True)

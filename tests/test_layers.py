@@ -85,6 +85,7 @@ OWNERS = {
     "wandb": ("reporting/trackers/wandb_tracker.py",),
     "mlflow": ("reporting/trackers/mlflow_tracker.py",),
     "tensorboardX": ("reporting/trackers/tensorboard_tracker.py",),
+    "trackio": ("reporting/trackers/trackio_tracker.py",),
     "optuna": ("search/optuna_search.py",),
     "mergekit": ("steps/merge.py",),
 }

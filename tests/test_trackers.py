@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,16 +19,24 @@ from sacpo.results import load
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.spaces.loading import parse_space
 from sacpo.store.step_store import Store
-from tests.commands import sweep_here, write_space
+from tests.commands import sweep, sweep_here, write_space
 from tests.spaces import small, space
 
+_READ_TRACKIO = """
+import json, trackio
+from trackio.sqlite_storage import SQLiteStorage
+runs = trackio.Api().runs("small")
+logs = {run.name: SQLiteStorage.get_logs("small", run.name, run_id=run.id) for run in runs}
+print(json.dumps({run.name.rpartition(" ")[0]: {"config": run.config, "logs": logs[run.name]} for run in runs}))
+"""
 LAST = "dpo:helpfulness@2>dpo:harmlessness@2"
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A local MLflow store, and W&B offline; returns the folder of the former."""
+    """A local MLflow store, a local Trackio, and W&B offline; returns the folder of the first."""
     store = tmp_path / "mlflow"
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store.as_uri())
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -35,8 +45,8 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow  # W&B's client takes seconds for each run
 def test_every_tracker_gets_curves_win_rates_and_the_front_once(copied: Path, tmp_path: Path, offline: Path) -> None:
-    file = write_space(small(report={"to": ["tensorboard", "mlflow", "wandb"]}), tmp_path)
-    answer = sweep_here(file, copied)
+    file = write_space(small(report={"to": ["tensorboard", "mlflow", "wandb", "trackio"]}), tmp_path)
+    answer = sweep(file, copied, "--address", "in-process")  # Trackio reads its folder's name when it is imported
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "WARNING tracker" not in answer.stdout
     rows = load(copied).trials.set_index("label")
@@ -66,14 +76,30 @@ def test_every_tracker_gets_curves_win_rates_and_the_front_once(copied: Path, tm
         files = {file.path for file in client.list_artifacts(parent.info.run_id)}
         assert files == {"config.json", "pareto.png", "trials.csv"}
 
+    def check_trackio() -> None:
+        runs = json.loads(subprocess.check_output([sys.executable, "-c", _READ_TRACKIO]))
+        last = runs[LAST]
+        assert set(runs) == {*rows.index, "small"}
+        assert {run["config"]["_Group"] for run in runs.values()} == {last["config"]["_Group"]}
+        assert last["config"]["status"] == "done"
+        assert last["config"]["space"]["name"] == "small"
+        loss = [log["step"] for log in last["logs"] if "2-dpo-harmlessness/loss" in log]
+        assert loss == list(range(1, updates + 1))
+        (low,) = [log["helpfulness_low"] for log in last["logs"] if "helpfulness_low" in log]
+        assert low == pytest.approx(rows.loc[LAST, "helpfulness_low"])
+        (front,) = [log["front"] for log in runs["small"]["logs"] if "front" in log]
+        assert (tmp_path / "trackio/media" / front["file_path"]).read_bytes() == (copied / "pareto.png").read_bytes()
+
     check_tensorboard()
     check_mlflow()
+    check_trackio()
     wandb_runs = {path.name.rpartition("-")[2] for path in (copied / "wandb").glob("offline-run-*")}
     assert len(wandb_runs) == len(rows) + 1
     before = len(list((copied / "wandb").glob("offline-run-*")))
-    assert sweep_here(file, copied).returncode == 0  # the same command again sends nothing twice
+    assert sweep(file, copied, "--address", "in-process").returncode == 0  # the same command again sends nothing twice
     check_tensorboard()
     check_mlflow()
+    check_trackio()
     assert len(list((copied / "wandb").glob("offline-run-*"))) == before
 
 
@@ -93,11 +119,33 @@ def test_a_tracker_that_is_down_gives_one_warning_and_gets_the_rest_later(
     assert len(json.loads((copied / "tracker-mlflow.json").read_text())) == len(plan.trials) + 1
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("TRACKIO_DIR", "{file}/below", "nothing could be written to {file}/below"),
+        ("TRACKIO_SERVER_URL", "http://127.0.0.1:9/?write_token=t", "the server did not take all"),
+    ],
+)
+def test_what_trackio_cannot_write_is_told(
+    variable: str, value: str, reason: str, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    space_file = write_space(small(report={"to": ["trackio"]}), tmp_path)
+    environment = {"TRACKIO_DIR": str(tmp_path / "trackio"), variable: value.format(file=file)}
+    for name, content in environment.items():
+        monkeypatch.setenv(name, content)
+    answer = sweep(space_file, copied, "--address", "in-process")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert f"WARNING tracker trackio: {reason.format(file=file)}" in answer.stdout
+
+
 def test_the_space_goes_before_the_environment() -> None:
     set_up = {"WANDB_PROJECT": "p", "MLFLOW_TRACKING_URI": "http://m"}
     assert feed.trackers_of(space(), {}) == []
     assert feed.trackers_of(space(), {"WANDB_API_KEY": "alone it asks for nothing"}) == []
     assert feed.trackers_of(space(), set_up) == ["wandb", "mlflow"]
+    assert feed.trackers_of(space(), {"TRACKIO_PROJECT": "p"}) == ["trackio"]
     assert feed.trackers_of(space(report={"to": []}), set_up) == []
     assert feed.trackers_of(space(report={"to": ["tensorboard"]}), set_up) == ["tensorboard"]
 
@@ -118,4 +166,4 @@ def test_a_missing_package_and_an_unknown_tracker_are_refused_before_work(
     assert "pip install 'sacpo[wandb]'" in answer.stderr
     assert not (tmp_path / "results").exists()
     with pytest.raises(SacpoError, match=r"report\.to"):
-        parse_space(small(report={"to": ["trackio"]}))
+        parse_space(small(report={"to": ["neptune"]}))

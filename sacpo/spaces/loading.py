@@ -6,19 +6,19 @@ before the checks, so they pass the same checks.
 
 from __future__ import annotations
 
-import difflib
 import glob
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sacpo.spaces.base import InputPath, Strict, as_list
 from sacpo.spaces.document import Document, Setting, dotted, read_document
 from sacpo.spaces.evaluation import JudgeSettings
 from sacpo.spaces.model_folder import folder_problem
+from sacpo.spaces.problems import problem_lines
 from sacpo.spaces.space import Space
 from sacpo.spaces.validation import conflicts
 
@@ -108,66 +108,10 @@ def _validate(annotation: Any, document: Document) -> Any:
     try:
         settings = TypeAdapter(annotation).validate_python(document.data)
     except ValidationError as error:
-        document.problems += [_problem(annotation, document, detail) for detail in error.errors(include_url=False)]
+        document.problems += problem_lines(annotation, document, error)
         settings = None
     document.raise_problems()
     return settings
-
-
-def _problem(annotation: Any, document: Document, detail: Any) -> str:
-    """One pydantic error as one line: the setting, the given value, the allowed values, the way out."""
-    setting, model = _locate(annotation, document.data, detail["loc"])
-    line = document.line(setting)
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = sorted(model.model_fields) if model is not None else []
-        similar = difflib.get_close_matches(str(setting[-1]), known, n=1)
-        hint = f"did you mean {similar[0]}? " if similar else ""
-        return f"{line}{dotted(setting)}: unknown setting; {hint}known settings: {', '.join(known)}"
-    if kind == "missing":
-        return f"{document.line(setting[:-1])}{dotted(setting)}: is required"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    given = detail["input"]
-    shown = "" if isinstance(given, dict | list) else f"got {given!r}; "
-    hint = document.source_hint(document.value(setting[:-1])) if setting[-1:] == ("format",) else ""
-    return f"{line}{dotted(setting)}: {shown}{message}{hint}"
-
-
-def _locate(annotation: Any, data: Any, location: Setting) -> tuple[Setting, type[BaseModel] | None]:
-    """The path of an error in the file, without the union tags that pydantic adds, and the model that has the error."""
-    setting: Setting = ()
-    owner: type[BaseModel] | None = None
-    candidates = _models(annotation)
-    value = data
-    for key in location:
-        tagged = [model for model in candidates if key in _tags(model)]
-        if len(candidates) > 1 and tagged:
-            candidates = tagged
-            continue
-        owner = candidates[0] if len(candidates) == 1 else None
-        if owner is not None and str(key) in owner.model_fields:
-            candidates = _models(owner.model_fields[str(key)].annotation)
-        if isinstance(value, dict) and not isinstance(key, int):
-            value = value.get(key)
-        elif isinstance(value, list) and isinstance(key, int) and key < len(value):
-            value = value[key]
-        else:
-            continue  # a list position that pydantic sees because the model turns a single value into a list
-        setting = (*setting, key)
-    return setting, owner
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The models in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models(part)]
-
-
-def _tags(model: type[BaseModel]) -> set[Any]:
-    """Values that tell the members of a union apart: those of fields that allow a single value."""
-    literals = [field.annotation for field in model.model_fields.values() if get_origin(field.annotation) is Literal]
-    return {get_args(literal)[0] for literal in literals if len(get_args(literal)) == 1}
 
 
 # ------------------------------------------------------------------------------------------------------- input paths

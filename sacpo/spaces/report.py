@@ -1,4 +1,4 @@
-"""The setting of a space that names trackers: Weights & Biases, MLflow, TensorBoard."""
+"""The setting of a space that names trackers: Weights & Biases, MLflow, TensorBoard, Trackio."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from sacpo.spaces.base import Strict
 
-TrackerName = Literal["wandb", "mlflow", "tensorboard"]
+TrackerName = Literal["wandb", "mlflow", "tensorboard", "trackio"]
 TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 
 
@@ -16,5 +16,5 @@ class Report(Strict):
     """Where the progress of a sweep is reported besides the results folder. It changes no step's id."""
 
     to: list[TrackerName] = Field(
-        description="trackers that get a run for every trial: wandb, mlflow, tensorboard; an empty list means none"
+        description="trackers that get a run for every trial: wandb, mlflow, tensorboard, trackio; none if empty"
     )

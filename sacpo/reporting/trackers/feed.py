@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from sacpo.spaces.space import Space
     from sacpo.store.step_store import Store
 
-_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboardX"}
+_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboardX", "trackio": "trackio"}
 _ENVIRONMENT: dict[TrackerName, tuple[str, ...]] = {
     "wandb": ("WANDB_PROJECT",),
     "mlflow": ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"),
+    "trackio": ("TRACKIO_PROJECT", "TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"),
 }
 _PATIENCE_S = 60.0  # that the end of a sweep waits for a tracker that takes nothing
 
@@ -163,3 +164,7 @@ def _open(name: TrackerName, plan: Plan, folder: Path) -> Tracker:
             from sacpo.reporting.trackers.tensorboard_tracker import TensorBoardTracker
 
             return TensorBoardTracker(folder)
+        case "trackio":
+            from sacpo.reporting.trackers.trackio_tracker import TrackioTracker
+
+            return TrackioTracker(plan)
