@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from sacpo import report
+from sacpo.reporting.curves import draw_curves
 from sacpo.reporting.write import FORMS
 from sacpo.results import load
 from sacpo.results.curves import CURVES
@@ -43,3 +46,17 @@ def test_a_damaged_log_is_no_curve_and_the_report_draws_the_others(copied: Path)
     assert set(before["step_id"]) - set(after["step_id"]) == {damaged}
     assert (copied / "curves.png").stat().st_size > 10_000
     assert all((copied / f"curves.{form}").stat().st_size > 10_000 for form in FORMS)
+    assert base64.b64encode((copied / "curves.png").read_bytes()).decode() in (copied / "report.html").read_text()
+
+
+def test_each_value_that_was_logged_has_a_panel_and_the_loss_of_sft_one_of_its_own(in_process_results: Path) -> None:
+    curves = load(in_process_results).comparisons["curves"]
+
+    def panels(table: pd.DataFrame) -> dict[str, int]:
+        return {axes.get_title(loc="left"): len(axes.lines) for axes in draw_curves(table).axes if axes.axison}
+
+    stages = {"loss": 2, "loss of SFT, nats per token": 1}
+    assert stages.items() <= panels(curves).items()
+    assert len(panels(curves)) == 5
+    assert "KTO's estimate of the KL divergence, nats" in panels(curves.assign(kl=0.1))
+    assert set(panels(curves[curves["label"] == "sft"])) == {"loss of SFT, nats per token"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -74,6 +76,15 @@ def test_running_and_failed_steps_are_named_and_a_log_can_be_read(copied: Path, 
     assert code == 200
     assert text.endswith(b"the reason <b>")
     assert len(text) == 100_000
+
+
+def test_a_browser_that_leaves_before_the_answer_disturbs_nothing(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # it closes by a reset
+            gone.sendall(f"GET /report.html HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    assert get(port, "/report.html")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import yaml
 from pydantic import BaseModel
 
 from sacpo.errors import SpaceError
-from sacpo.spaces.loading import load_space
+from sacpo.spaces.loading import load_space, parse_space
 from sacpo.spaces.other_tools import _HINTS, RANGE_HINT
 from sacpo.spaces.space import Space
-from tests.spaces import quickstart
+from tests.spaces import quickstart, small
 
 WANDB = """
 method: bayes
@@ -77,6 +77,27 @@ def test_a_value_of_the_wrong_form_is_told_the_right_one(
 ) -> None:
     lines = problems(yaml.safe_dump(quickstart() | changes), tmp_path)
     assert [line for line in lines if re.sub(r"^line \d+: ", "", line).startswith(expected)], lines
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("chains.beta=0.1", "chains has items 0 to 0, not 'beta'; write for example chains.0.beta=0.1"),
+        ("chains.7.beta=0.1", "chains has items 0 to 0, not '7'; write for example chains.0.beta=0.1"),
+    ],
+)
+def test_an_item_of_a_list_is_named_by_its_number(override: str, expected: str) -> None:
+    with pytest.raises(SpaceError) as caught:
+        parse_space(small(), [override])
+    assert expected in caught.value.problems[0]
+
+
+def test_a_file_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").touch()
+    with pytest.raises(SpaceError, match=rf"there is no such file; known files: {tmp_path}/first\.yaml"):
+        load_space(tmp_path / "first.yml")
+    with pytest.raises(SpaceError, match=r"there is no such file; a setting is given by --set chains\.0\.beta=2"):
+        load_space(Path("chains.0.beta=2"))
 
 
 @pytest.mark.parametrize("name", sorted(_HINTS))

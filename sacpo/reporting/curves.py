@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 _PANELS = {
     "loss": "loss",
+    "sft_loss": "loss of SFT, nats per token",
     "reward_accuracy": "share of examples with a higher implicit reward of the chosen response",
     "margin": "margin: chosen minus rejected log-probability ratio, nats",
     "chosen_logp_change": "change of the chosen responses' log-probability, nats",
+    "kl": "KTO's estimate of the KL divergence, nats",
 }
 _LEGEND_ROWS = 16  # more stages than these are drawn without names
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
@@ -56,7 +58,10 @@ def plot_training(results: Results, ax: Axes | None = None, column: str = "loss"
 
 
 def draw_curves(curves: pd.DataFrame) -> Figure:
-    """Draw loss, accuracy, margin and the chosen responses' likelihood over the updates, one line for each stage.
+    """Draw loss, accuracy, margin, the chosen responses' likelihood and the KL divergence over the updates.
+
+    Each stage is one line. Values that no stage logs have no panel; the loss of SFT has one of its own, since it is
+    much larger than that of the other stages.
 
     Args:
         curves: The table `curves` of a results folder, not empty.
@@ -67,9 +72,16 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(12.8, 8.4), dpi=125, layout="constrained")
-    for axes, column in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    is_sft = curves["margin"].isna() & curves["token_accuracy"].notna()
+    curves = curves.assign(loss=curves["loss"].mask(is_sft), sft_loss=curves["loss"].where(is_sft))
+    panels = [column for column in _PANELS if curves[column].notna().any()]
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(12.8, 4.2 * rows), dpi=125, layout="constrained")
+    grid = figure.subplots(rows, 2, squeeze=False).flat
+    for column, axes in zip(panels, grid, strict=False):
         _draw_stages(axes, curves, column)
+    for axes in grid:  # the last one, where the number of panels is odd
+        axes.set_axis_off()
     styles = [style for _, style in _stages(curves)]
     if len(styles) <= _LEGEND_ROWS:
         handles = [Line2D([], [], **style, linewidth=1.2, markersize=5) for style in styles]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 _COLUMNS = ("p_front", "p_best", "share_of_optimum", "support_mass")  # of the trials' table, where there are numbers
 
 
-def write_html(results: Results, path: Path) -> None:
+def write_html(results: Results, path: Path, curves: bytes = b"") -> None:
     """Write the report as one page that loads nothing from elsewhere; its Content-Security-Policy forbids it.
 
     Args:
         results: The tables. Text in them (answers, labels, errors) is escaped.
         path: The HTML file to write.
+        curves: The picture of the training curves, a PNG; empty if it is not to be on the page.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -45,6 +47,7 @@ def write_html(results: Results, path: Path) -> None:
         trials=trials.assign(on_front=trials["on_front"].eq(True)).to_dict("records"),
         steps=results.steps.to_dict("records"),
         sections=sections(results),
+        curves=base64.b64encode(curves).decode(),
         criteria=WIN_RATES,
         extra={column: HOVER_COLUMNS[column] for column in extra},
         has_constraint="constraint" in trials and bool(trials["constraint"].astype(bool).any()),

@@ -33,8 +33,9 @@ def write_report(results: Results, folder: Path) -> None:
         for form in FORMS:
             with _replacing(folder / f"{name}.{form}") as path:
                 save_figure(figure, path, form)
+    picture = (folder / "curves.png").read_bytes() if "curves" in figures else b""
     with _replacing(folder / "report.html") as path:
-        write_html(results, path)
+        write_html(results, path, picture)
 
 
 def write_picture(results: Results, path: Path) -> None:

@@ -90,7 +90,8 @@ class Document:
             if isinstance(parent, list):
                 if not key.isdigit() or int(key) >= len(parent):
                     self.problems.append(
-                        f"--set {text}: {dotted(setting)} has items 0 to {len(parent) - 1}, not {key!r}"
+                        f"--set {text}: {dotted(setting)} has items 0 to {len(parent) - 1}, not {key!r}; "
+                        f"write for example {dotted((*setting, 0, *keys[position + key.isdigit() :]))}={value_text}"
                     )
                     return
                 step: str | int = int(key)
@@ -128,10 +129,7 @@ def read_document(path: Path, overrides: list[str]) -> Document:
         node = loader.get_single_node()
         data = {} if node is None else _build(loader, node, (), document)
     except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in Path("tune_spaces").glob("*.yaml")))
-        raise SpaceError(
-            document.source, [f"there is no such file; tune_spaces/ has {known or 'no space'}; correct the path"]
-        ) from None
+        raise SpaceError(document.source, [f"there is no such file; {_way_out(path)}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpaceError(document.source, [f"cannot be read as UTF-8 text: {error}"]) from None
     except yaml.YAMLError as error:
@@ -144,6 +142,15 @@ def read_document(path: Path, overrides: list[str]) -> Document:
     for text in overrides:
         document.override(text)
     return document
+
+
+def _way_out(missing: Path) -> str:
+    """What to give instead of a file that is not there."""
+    if "=" in missing.name:
+        return f"a setting is given by --set {missing}"
+    near = sorted({path for suffix in ("yaml", "yml") for path in missing.parent.glob(f"*.{suffix}")})
+    known = near or sorted(Path("tune_spaces").glob("*.yaml"))
+    return f"known files: {', '.join(map(str, known))}" if known else "correct the path"
 
 
 class _Loader(yaml.SafeLoader):
