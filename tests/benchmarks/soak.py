@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import subprocess
 import tempfile
@@ -20,8 +21,10 @@ from pathlib import Path
 import psutil
 
 from sacpo.results import load
+from sacpo.store.backends import open_backend
 from tests.benchmarks._options import parse, run_sweep
 from tests.commands import arguments, write_space
+from tests.s3 import Service
 from tests.spaces import ROOT, small
 
 COLUMNS = ["trial_id", "label", "status", "helpfulness", "harmlessness", "kl_to_sft"]
@@ -35,15 +38,22 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=12.0, help="mean seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--address", default="local", help="passed on to the sweeps")
+    parser.add_argument("--bucket", action="store_true", help="their store is in a bucket on loopback, not on a path")
     options = parse(parser, sweeps=1, seconds=8.0, every=4.0, address="in-process")
     rng = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, contextlib.ExitStack() as stack:
         folder = Path(temporary)
+        store = str(folder / "store")
+        if options.bucket:
+            service = Service(folder / "log")
+            stack.callback(service.close)
+            os.environ["SACPO_CACHE"] = str(folder / "cache")
+            store = service.uri("store")
         spaces = [write_space(small(name=f"soak-{i}", seeds=[i // 2]), folder) for i in range(options.sweeps)]
         for i, space in enumerate(spaces):
             more = ("--store", str(folder / "calm"), "--address", options.address)
             run_sweep(space, folder / f"calm-{i}", *more)
-        soak = Soak(spaces, folder, options.address)
+        soak = Soak(spaces, folder, store, options.address)
         stop = time.monotonic() + options.seconds
         while time.monotonic() < stop and not soak.over():
             time.sleep(rng.expovariate(1 / options.every))
@@ -73,14 +83,15 @@ class Soak:
 
     Args:
         spaces: Their files.
-        folder: For their results and their store.
+        folder: For their results.
+        store: URI of their store.
         address: The sweeps' `--address`.
     """
 
-    def __init__(self, spaces: list[Path], folder: Path, address: str) -> None:
-        more = ("--store", str(folder / "store"), "--address", address)
+    def __init__(self, spaces: list[Path], folder: Path, store: str, address: str) -> None:
+        more = ("--store", store, "--address", address)
         self.commands = [arguments(space, folder / f"soak-{i}", *more) for i, space in enumerate(spaces)]
-        self.store, self.output = folder / "store", (folder / "output").open("ab")
+        self.store, self.output = open_backend(store, "--store"), (folder / "output").open("ab")
         self.kills: Counter[str] = Counter()
         self.restarts = 0
         self._records: dict[str, int] = {}
@@ -113,11 +124,12 @@ class Soak:
             if driver.poll() not in (None, 0):
                 self.drivers[i] = self._start(self.commands[i])
                 self.restarts += 1
-        for path in self.store.glob("steps/*/record.json"):
-            with contextlib.suppress(FileNotFoundError):
-                number = json.loads(path.read_bytes())["attempts"]
-                if self._records.setdefault(path.parent.name, number) != number:
-                    self._repeated.add(path.parent.name)
+        for step in self.store.list_names("steps"):
+            record = self.store.read(f"steps/{step}/record.json")
+            if record is not None:
+                number = json.loads(record)["attempts"]
+                if self._records.setdefault(step, number) != number:
+                    self._repeated.add(step)
 
     def over(self) -> bool:
         """Whether all sweeps ended well."""
