@@ -153,7 +153,7 @@ def test_only_damaged_outputs_are_computed_again(in_process_results: Path, copie
 def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     small_results: Path, tmp_path: Path
 ) -> None:
-    """Ctrl-C while stage 1 trains, `kill -9` of the driver in stage 2, then of the process that runs stage 2.
+    """SIGTERM while stage 1 trains, `kill -9` of the driver in stage 2, then of the process that runs stage 2.
 
     Everything but the stages and the evaluation of the last policy is in the store already.
     """
@@ -166,7 +166,7 @@ def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     copy_store(small_results, results / "store", f"train dpo:helpfulness@2|{LAST_STAGE}")
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         wait_for(results, f"{stage_1}/attempts/0001.claim")
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "the same command goes on from here" in output

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,7 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
     Raises:
         ClusterError: the cluster cannot be reached.
     """
+    handler = signal.getsignal(signal.SIGTERM)
     with _environment(ENVIRONMENT):
         try:
             if address == "local":
@@ -76,6 +79,9 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                     "~/.ray/auth_token"
                 )
             raise ClusterError(f"--address {address}: no Ray cluster there ({first_line(error)}); {way_out}") from error
+        # Ray installs a handler that aborts the process three seconds after SIGTERM, in the middle of the stop.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
         try:
             yield
         finally:
