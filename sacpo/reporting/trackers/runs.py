@@ -78,12 +78,13 @@ def sweep_run(plan: Plan, results: Results, front: Path) -> TrackedRun:
 
 
 def trial_runs(plan: Plan, store: Store, results: Results) -> Iterator[TrackedRun]:
-    """The runs of all trials, with the curves of every stage that is done and the numbers known so far."""
+    """The runs of all trials, with the curves and the log of every stage that is done and the numbers known so far."""
     records = store.records(step_id for step_id, step in plan.steps.items() if step.kind == "train")
     outputs = StoredOutputs(plan.model_copy(update={"steps": {s: plan.steps[s] for s in records}}), store, records, ())
     table = curves_table(outputs)
     curves = dict(iter(table.groupby("step_id"))) if len(table) else {}
     rows = results.trials.set_index("trial_id")
+    logs = {step_id: log for step_id in records if (log := store.latest_log(step_id)) is not None}
     for trial in plan.trials:
         stages = {name: step for name, step in _stages(plan, trial).items() if step in records}
         row: Any = rows.loc[trial.trial_id]
@@ -101,6 +102,8 @@ def trial_runs(plan: Plan, store: Store, results: Results) -> Iterator[TrackedRu
                 "trial": trial.model_dump(mode="json", include={"trial_id", "method", "chain", "q", "seed"})
                 | {"beta": trial.beta, "beta_over_lambda": trial.beta_over_lambda},
                 "space": plan.space.model_dump(mode="json"),
+                "logs": {name: store.location(logs[step]) for name, step in stages.items() if step in logs},
+                "error": str(row["error"]),
             },
             {
                 name: curves[step][["update", *CURVES]].dropna(axis="columns", how="all")
