@@ -69,6 +69,10 @@ def test_the_settings_of_a_mapping_are_listed_once(tmp_path: Path) -> None:
         ({"resources": 4}, "resources: got 4; should be a mapping with the settings checkpoint_steps, "),
         ({"report": {"to": "wandb"}}, "report.to: got 'wandb'; should be a list; write [wandb]"),
         ({"chains": [{"chain": "dpo:helpfulness", "beta": {"values": [1, 2]}}]}, f"chains.0.beta: {RANGE_HINT}"),
+        (
+            {"search": {"method": "optuna", "beta_over_lambda": {"low": 0.1, "high": 1}}},
+            f"search.beta_over_lambda: {RANGE_HINT}",
+        ),
         ({"search": {"sampler": "tpe", "n_trials": 9}}, "search: method is required: bridge or optuna"),
     ],
 )  # fmt: skip

@@ -64,8 +64,15 @@ _HINTS = {
 }
 
 RANGE_HINT = (
-    "should be a number or a list of numbers, such as [0.1, 0.5]; a range is searched by `search`, not tried here"
+    "should be a number or a list of numbers, such as [0.1, 0.5]; the only range is `search.beta_over_lambda`, "
+    "[smallest, largest]"
 )
+_RANGE_KEYS = {"values", "min", "max", "low", "high", "distribution", "log"}
+
+
+def is_range(given: object) -> bool:
+    """Whether a value is a range, or a list of values, in the form of W&B or Optuna."""
+    return isinstance(given, dict) and not _RANGE_KEYS.isdisjoint(given)
 
 
 def other_name_hint(setting: Setting) -> str:

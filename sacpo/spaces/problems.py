@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from sacpo.spaces.document import Document, Setting, dotted
-from sacpo.spaces.other_tools import RANGE_HINT, other_name_hint
+from sacpo.spaces.other_tools import RANGE_HINT, is_range, other_name_hint
 
 _NO_MAPPING = ("model_type", "model_attributes_type", "dict_type")
 
@@ -58,10 +58,10 @@ def _text(detail: Any, setting: Setting, models: list[type[BaseModel]], document
     if kind == "union_tag_invalid":
         discriminator = context["discriminator"].strip("'")
         return f"{discriminator}: got {context['tag']!r}; should be {_listed(context['expected_tags'])}"
+    if kind in ("float_type", "int_type", "list_type") and is_range(given):
+        return RANGE_HINT
     if kind == "list_type":
         return f"{shown}should be a list; write [{given}]" if shown else "should be a list"
-    if kind in ("float_type", "int_type") and isinstance(given, dict):
-        return RANGE_HINT
     if kind == "string_pattern_mismatch":
         slug = re.sub("[^a-z0-9_-]+", "-", str(given).lower()).strip("-_")
         allowed = "should have lower-case letters, digits, - and _ only"
