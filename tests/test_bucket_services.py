@@ -155,7 +155,7 @@ def test_a_sweep_keeps_store_and_results_there(bucket: str, tmp_path: Path) -> N
     assert "trials.parquet" in open_backend(results, "--results").list_names("")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("bucket", ["gs", "az"], indirect=True)
 def test_a_stage_on_ray_goes_on_from_its_checkpoint_there(bucket: str, small_results: Path, tmp_path: Path) -> None:
     """A sweep is stopped after the first checkpoint of two workers; the same command goes on from one."""
