@@ -20,7 +20,7 @@ from sacpo.cluster.workdir import workdir
 from sacpo.cluster.worker_groups import StageEnd
 from sacpo.compat.deepspeed import load_operator
 from sacpo.execution.job import Job
-from sacpo.execution.output_capture import quiet_libraries
+from sacpo.execution.output_capture import quiet_libraries, skip_libraries
 from sacpo.execution.report import StepReport
 from sacpo.planning.payloads import AnyTrainPayload
 from sacpo.store.heartbeat import start_ticks
@@ -60,6 +60,7 @@ def _train(job: Job[AnyTrainPayload], started_at: float) -> StageEnd:
     report.end_start_part("process")
     _redirect_output(job.logs / f"worker-{rank}.log")
     quiet_libraries()
+    skip_libraries(unused_libraries(job.payload))
     from sacpo.steps import train as stage
     from sacpo.steps.worker_context import WorkerContext
 
@@ -85,6 +86,11 @@ def _train(job: Job[AnyTrainPayload], started_at: float) -> StageEnd:
             report = stage.run(job, worker, report)
         report.ended_at = time.time()
         return StageEnd(report.result(), ray.get_runtime_context().get_node_id(), watcher.notified)
+
+
+def unused_libraries(payload: AnyTrainPayload) -> set[str]:
+    """What a worker need not import; all stages of a sweep load one model, so its group's next stages neither."""
+    return {"wandb"} if payload.loading.quantization else {"wandb", "bitsandbytes"}
 
 
 def deepspeed_config(job: Job[AnyTrainPayload]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 QUIET_LIBRARIES = {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
@@ -34,6 +34,19 @@ def quiet_libraries() -> None:
     for name, value in QUIET_LIBRARIES.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own settings' new names
+
+
+def skip_libraries(names: Iterable[str]) -> None:
+    """Make these libraries look as if they were not installed, in a process that needs none of them.
+
+    peft and TRL import optional libraries wherever they are installed: bitsandbytes and W&B are a quarter of all that a
+    training process imports.
+
+    Args:
+        names: Names of top-level modules. One that is imported already stays.
+    """
+    for name in names:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's own mark of a module without a spec
 
 
 @contextlib.contextmanager

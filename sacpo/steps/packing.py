@@ -86,6 +86,7 @@ def answer_groups(sequences: Sequence[tuple[list[int], int, int]]) -> list[Group
             answer tokens is left out. The first token is never predicted, so the answer starts at 1 or later.
     """
     open_groups: dict[tuple[int, ...], Group] = {}
+    room: dict[tuple[int, ...], int] = {}  # tokens that the open group of a prompt may still take
     groups = []
     for number, (ids, first, end) in enumerate(sequences):
         start = max(first, 1) - 1
@@ -93,11 +94,12 @@ def answer_groups(sequences: Sequence[tuple[list[int], int, int]]) -> list[Group
         if not branch.ids:
             continue
         key = tuple(ids[:start])
-        group = open_groups.get(key)
-        if group is None or len(group) + len(branch.ids) > max(_GROUP_TOKENS, len(key) + 2 * len(branch.ids)):
-            group = open_groups[key] = Group(ids[:start], [])
-            groups.append(group)
-        group.branches.append(branch)
+        if room.get(key, 0) < len(branch.ids):
+            open_groups[key] = Group(ids[:start], [])
+            groups.append(open_groups[key])
+            room[key] = max(_GROUP_TOKENS - len(key), 2 * len(branch.ids))
+        open_groups[key].branches.append(branch)
+        room[key] -= len(branch.ids)
     return groups
 
 
