@@ -149,6 +149,31 @@ def test_the_problems_of_a_source_come_with_those_of_all_others(
     assert "data.max_length is 32, but the model has 12 positions" in text
 
 
+def test_a_sweep_prints_what_the_inspection_found_out_before_it_trains(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who only sweeps must see it too, also where an earlier run inspected."""
+    once = {f"evaluation__{criterion}__judge__calls": {"attempts": 1} for criterion in ("helpfulness", "harmlessness")}
+    space = real_space(tmp_path, **once)
+    thinking = template().replace("assistant {% endif %}", "assistant <think> {% endif %}")
+    save(tmp_path / "model", chain_model({"hello": "</s>"}), chain_tokenizer(thinking))
+    rows = [json.loads(line) | {"system": "six"} for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [str(write_space(space, tmp_path)), "--results", str(tmp_path / "results"), "--address", "in-process"]
+    notes = (
+        "note: the chat template ends a prompt with '<think>'",
+        "note: data helpfulness (pairs): the columns system are not read",
+    )
+    for _ in range(2):
+        sweep.main(command)  # its judge's endpoint does not answer, so the canaries end the sweep
+        text = capfd.readouterr().out.replace("\n", " ")
+        assert all(note in text for note in notes)
+    assert sweep.main([*command, "--inspect"]) == 0
+    text = capfd.readouterr().out
+    assert all(note in text for note in notes)
+    assert "columns that the format does not read: system" in text
+
+
 def test_the_length_that_would_keep_all_examples_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     space = real_space(tmp_path, data__max_length=11)
     for source in space["data"]["preferences"].values():

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, LlamaForSequenceClassification
 
+from sacpo.data.chat_templates import opened_thought
 from sacpo.data.prompts import Prompt
-from sacpo.data.tokenise import opened_thought, render, tokenise
+from sacpo.data.tokenise import render, tokenise
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.judges import scalar

@@ -60,6 +60,88 @@ def test_a_text_of_messages_that_cannot_be_parsed_is_no_prompt() -> None:
     assert only(row | {"prompt": "[{x}] is a set in a list?"})["prompt"] == "[{x}] is a set in a list?"
 
 
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ([{"from": "human", "value": "one"}], {"from": "gpt", "value": "a"}),  # ShareGPT
+        ([{"role": "human", "content": "one"}], [{"role": "gpt", "content": "a"}]),
+        (turn(USER, "one"), turn(ASSISTANT, "a")),
+        ([{"role": USER, "content": [{"type": "text", "text": "one"}]}], [turn(ASSISTANT, "a")]),
+        ([turn(USER, "one") | {"tool_calls": None}], [turn(ASSISTANT, "a") | {"tool_calls": []}]),  # Parquet's columns
+        (json.dumps([{"from": "human", "value": "one"}]), "a"),
+    ],
+)
+def test_messages_are_read_in_the_forms_in_which_hubs_store_them(asked: Any, chosen: Any) -> None:
+    assert only({"prompt": asked, "chosen": chosen, "rejected": "b"}) == {
+        "prompt": "one",
+        "chosen": "a",
+        "rejected": "b",
+    }
+
+
+def test_an_instruction_of_the_developer_is_a_system_message() -> None:
+    row = {"prompt": [turn("developer", "two"), turn(USER, "one")], "chosen": "a", "rejected": "b"}
+    assert only(row)["prompt"] == [turn("system", "two"), turn(USER, "one")]
+
+
+CALL = {"role": ASSISTANT, "content": "let me look", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"prompt": [turn(USER, "one"), CALL, turn(USER, "two")]}, "tool calls in prompt"),
+        ({"prompt": [turn(USER, "one"), turn("tool", "3"), turn(USER, "two")]}, "tool calls in prompt"),
+        ({"chosen": [CALL]}, "tool calls in chosen"),
+        (
+            {"prompt": [{"role": USER, "content": [{"type": "image"}, {"type": "text", "text": "x"}]}]},
+            "image in prompt",
+        ),
+        ({"prompt": [turn("narrator", "one")]}, "unknown role narrator in prompt"),
+        ({"prompt": [turn(USER, "one"), turn(ASSISTANT, ""), turn(USER, "two")]}, "empty turn"),
+        ({"prompt": [turn(USER, "one"), turn("system", "x"), turn(USER, "two")]}, "turns do not alternate"),
+        ({"prompt": [{"role": USER, "content": ["one"]}]}, "wrong type prompt"),
+    ],
+)
+def test_messages_with_more_than_text_are_invalid_rows_and_lose_nothing_silently(
+    change: dict[str, Any], reason: str
+) -> None:
+    row = {"prompt": "one", "chosen": "a", "rejected": "b"} | change
+    assert convert([row], format="pairs", objective=None, shape="pairs") == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "ending"),
+    [
+        ("BEGINNING OF CONVERSATION: USER: one ASSISTANT:", "ASSISTANT:"),
+        ("A chat.\n\nHuman: one\n\nAssistant:", "Assistant:"),
+        ("### Human: one\n### Assistant: ", "### Assistant:"),
+        ("Below is an instruction.\n\n### Instruction:\none\n\n### Response:\n", "### Response:"),
+        ("[INST] one [/INST]", "[/INST]"),
+        ("<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>assistant"),
+        ("<|user|>\none\n<|assistant|>\n", "<|assistant|>"),
+    ],
+)
+def test_a_prompt_that_another_template_has_rendered_is_refused(tmp_path: Path, text: str, ending: str) -> None:
+    """The model's template would be put around it, and that an evaluation asks it would not be seen."""
+    row = {"prompt": text, "chosen": "a", "rejected": "b"}
+    reason = f"a template is in the prompt already: it ends with {ending}"
+    assert convert([row], format="pairs", objective=None, shape="pairs")[1] == {reason: 1}
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"prompt": text}]))
+    with pytest.raises(DataError, match="row 1 is in a template already"):
+        read_prompts(str(path), None)
+
+
+def test_a_prompt_about_an_assistant_is_an_ordinary_prompt(tmp_path: Path) -> None:
+    for text in ("Assistant: what is that?", "Who is the USER, who the ASSISTANT: tell me", "Q: one\nA:"):
+        assert only({"prompt": text, "chosen": "a", "rejected": "b"})["prompt"] == text
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{"prompt": "Human: one\n\nAssistant:"}]))
+    with pytest.raises(DataError, match=r"row 1 is a transcript.*`kind: files`"):
+        read_prompts(str(path), None)
+
+
 @pytest.mark.parametrize("end", ["\n\n", "\r\n\r\n", "\n", "\r\n"])
 def test_the_turns_of_a_transcript_may_have_other_line_ends(end: str) -> None:
     text = end.join(["Human: one", "Assistant: two", "Human: three", "Assistant:"])
@@ -105,6 +187,8 @@ def test_a_transcript_as_prompt_becomes_turns() -> None:
         "what is  a CAF\u00c9?",
         "What is a cafe\u0301?",
         "\n\nHuman: What is a caf\u00e9?\n\nAssistant:",
+        "\ufeffWhat\u00a0is a caf\u00e9\u200b?",
+        "What is a caf\u00e9\uff1f",
         [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "What is a caf\u00e9?"}],
     ],
 )
@@ -112,6 +196,10 @@ def test_an_evaluation_prompt_is_kept_out_of_training_in_whichever_form_it_is_st
     evaluation = frozenset({prompt_key("What is a caf\u00e9?")})
     assert exclude([{"prompt": stored, "completion": "c"}], evaluation) == ([], 1)
     assert exclude([{"prompt": "What is tea?", "completion": "c"}], evaluation)[1] == 0
+
+
+def test_prompts_with_typographic_signs_are_the_same_prompts() -> None:
+    assert prompt_key("What\u2019s a \u201ctea\u2013time\u201d?") == prompt_key('what\'s a "tea-time"?')
 
 
 def test_half_of_a_surrogate_pair_is_one_invalid_row_of_data_and_refused_in_prompts(tmp_path: Path) -> None:

@@ -55,6 +55,50 @@ def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     assert read(path) == ROWS
 
 
+@pytest.mark.parametrize(("name", "compress"), [("r.jsonl", gzip.compress), ("r.jsonl.gz", bytes)])
+def test_the_content_says_whether_a_file_is_compressed(tmp_path: Path, name: str, compress: Any) -> None:
+    """Browsers and download tools unpack files and keep their names."""
+    (tmp_path / name).write_bytes(compress(lines(ROWS)))
+    assert read(tmp_path / name) == ROWS
+
+
+def test_windows_line_ends_and_a_byte_order_mark_change_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + lines(ROWS).replace(b"\n", b"\r\n\r\n"))
+    assert read(path) == ROWS
+    path = tmp_path / "r.csv"
+    path.write_bytes(b"\xef\xbb\xbfprompt,chosen,rejected\r\nHi?,Hello,No\r\n")
+    assert read(path) == ROWS[:1]
+
+
+@pytest.mark.parametrize("kind", ["large_string", "string_view", "dictionary"])
+def test_texts_of_any_arrow_type_are_read(tmp_path: Path, kind: str) -> None:
+    types = {
+        "large_string": pa.large_string(),
+        "string_view": pa.string_view(),
+        "dictionary": pa.dictionary(pa.int8(), pa.string()),
+    }
+    columns = {name: pa.array([row[name] for row in ROWS]).cast(types[kind]) for name in ROWS[0]}
+    pq.write_table(pa.table(columns), tmp_path / "r.parquet")
+    assert read(tmp_path / "r.parquet") == ROWS
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    """Readers take the last one without a word."""
+    (tmp_path / "r.csv").write_text("prompt,chosen,rejected,chosen\na,b,c,d\n")
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "chosen": "b", "chosen": "d"}\n')
+    (tmp_path / "r.json").write_text('[{"prompt": "a", "chosen": "b", "chosen": "d"}]')
+    pq.write_table(pa.table([["a"], ["b"], ["d"]], names=["prompt", "chosen", "chosen"]), tmp_path / "r.parquet")
+    for name, message in {
+        "r.csv": "has several columns chosen",
+        "r.jsonl": "line 1: the key 'chosen' is there twice",
+        "r.json": "the key 'chosen' is there twice",
+        "r.parquet": "has several columns chosen",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / name)
+
+
 def test_csv_gives_flags_and_ids_their_types_and_leaves_text_alone(tmp_path: Path) -> None:
     path = tmp_path / "r.csv"
     path.write_text("prompt,better_response_id,is_response_0_safe,label\n1,1,True,safe\nTrue,x,no,false\n")
@@ -97,7 +141,7 @@ def test_datasets_folder(tmp_path: Path) -> None:
         ("r.csv", b"a,b\n1\n", "row that ends at line 2"),
         ("r.csv", b'a,b\n1,"2\n', "is not CSV"),
         ("r.parquet", b"PAR1 it is not", "is not Parquet"),
-        ("r.jsonl.gz", b"not gzip", "cannot be read"),
+        ("r.jsonl.gz", b"not gzip", "line 1 is not JSON"),
         ("r.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-12], "cannot be read"),
     ],
 )

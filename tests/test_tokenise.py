@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import Any
 
@@ -14,7 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from sacpo.data.tokenise import conversation, encode, render, tokenise, whole_pairs
+from sacpo.data.tokenise import Tally, conversation, encode, render, tokenise, whole_pairs
 from sacpo.errors import DataError
 
 TURNS = [
@@ -122,11 +121,15 @@ def test_rows_left_out_are_counted_and_the_limits_are_exact() -> None:
     assert run([]) == ([], Counter())
 
 
-def test_a_prompt_that_merges_with_its_response_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        (row,), _ = run([{**PAIR, "chosen": "b yes", "rejected": "a no"}], template="{prompt} two")
+def test_prompts_that_merge_with_their_response_are_counted() -> None:
+    tally = Tally()
+    example = {**PAIR, "chosen": "b yes", "rejected": "a no"}
+    arguments: dict[str, Any] = {"shape": "pairs", "tokenizer": TOKENIZER, "max_length": 64, "tally": tally}
+    (row,), _ = tokenise([example], template="{prompt} two", **arguments)
     assert words(row["prompt_ids"]) == "<s> one"
-    assert "1 of 1 prompts end in tokens that merge" in caplog.text
+    assert (tally.merged, tally.lengths) == (1, [5])
+    tokenise([PAIR], template=TEXT, **arguments)
+    assert (tally.merged, tally.lengths) == (1, [5, 7])
 
 
 def test_text_template_needs_an_eos_token() -> None:

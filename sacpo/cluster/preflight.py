@@ -16,11 +16,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sacpo.cluster import memory
 from sacpo.compat.ray_core import HEAD_RESOURCE
 from sacpo.errors import ClusterError, StoreError
+from sacpo.execution.processor import number_format_note
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.spaces.evaluation import LLMJudge
 from sacpo.spaces.model_loading import Loading
-from sacpo.spaces.space import Resources
+from sacpo.spaces.space import Resources, Space
 from sacpo.store import backends
 from sacpo.store.step_store import Store
 from sacpo.versions import version
@@ -34,10 +35,12 @@ class NodeReport:
 
     Attributes:
         problems: Reasons why the sweep cannot run there.
+        notes: What the sweep does slowly there.
         accelerator_bytes: Memory of its largest accelerator; None if it has none.
     """
 
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     accelerator_bytes: float | None = None
 
 
@@ -72,7 +75,7 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
                 versions,
                 # Driver-side steps, which call the endpoints, run on the head.
                 _endpoints(plan, done) if HEAD_RESOURCE in node["Resources"] else [],
-                plan.space.model.loading if _can_train(node, plan.space.resources) else Loading(),
+                plan.space if _can_train(node, plan.space.resources) else None,
             )
             for node in nodes
         ]
@@ -86,11 +89,12 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
     ]
     if problems:
         raise ClusterError("\n".join(["the cluster cannot run this sweep:", *problems]))
+    notes = list(dict.fromkeys(note for report in reports for note in report.notes))
     if not memory.remaining_trainings(plan, done):
-        return []
+        return notes
     size = memory.model_size(plan.space.model)  # imports torch for a pretrained model
     if size is None:
-        return ["memory was not checked: the model's configuration cannot be read from this machine"]
+        return [*notes, "memory was not checked: the model's configuration cannot be read from this machine"]
     if plan.space.resources.gpus_per_worker:
         memory.check_offload_fits(plan, size, done, cpu_memory(nodes, plan.space.resources))
         accelerators = [report.accelerator_bytes for report in reports if report.accelerator_bytes is not None]
@@ -98,7 +102,7 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
     else:
         available, device = cpu_memory(nodes, plan.space.resources), "the largest node"
     folder = Path(store.uri) if store.cache is None else store.cache.root
-    return memory.check_fits(plan, size, done, available, device, folder)
+    return [*notes, *memory.check_fits(plan, size, done, available, device, folder)]
 
 
 def _endpoints(plan: Plan, done: Collection[str]) -> list[tuple[str | None, str | None]]:
@@ -150,8 +154,9 @@ def _examine_node(
     token: bytes,
     versions: dict[str, str],
     endpoints: list[tuple[str | None, str | None]],
-    loading: Loading,
+    space: Space | None,
 ) -> NodeReport:
+    """Examine the node on which this runs; the space is None where no worker fits."""
     report = NodeReport()
     for name, expected in versions.items():
         installed = version(name)
@@ -173,10 +178,12 @@ def _examine_node(
         endpoint_problem = problem(base_url, api_key_env)
         if endpoint_problem is not None:
             report.problems.append(endpoint_problem)
-    if loading != Loading():
+    if space is not None and space.model.loading != Loading():
         from sacpo.steps.model_loading import missing_support  # imports torch
 
-        report.problems += missing_support(loading)
+        report.problems += missing_support(space.model.loading)
+    if space is not None and (note := number_format_note(space)):
+        report.notes.append(note)
     report.accelerator_bytes = _largest_accelerator()
     return report
 

@@ -19,9 +19,19 @@ PromptText = str | Messages
 _TURN = re.compile(r"(?:^\s*|\r?\n\r?\n)(Human|Assistant):")
 _TURN_LINE = re.compile(r"(?:^\s*|\r?\n)(Human|Assistant):")
 """A turn of a transcript without empty lines."""
-_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content)['\"]\s*:")
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 """How messages begin that were stored as text: as JSON, or as Python writes them (a list in a CSV of pandas)."""
-_ROLES = {"Human": "user", "Assistant": "assistant"}
+_RENDERED = re.compile(
+    r"(?:\b(?:ASSISTANT|Assistant):|### ?(?:Assistant|Response):|\[/INST\]|<start_of_turn>model"
+    r"|<[|\uff5c](?:assistant|Assistant|start_header_id\|>assistant<\|end_header_id|im_start\|>assistant)(?:[|\uff5c]>)?)\s*$"
+)
+"""How a prompt ends that a template has rendered already."""
+_ROLES = {
+    **dict.fromkeys(("user", "Human", "human"), "user"),
+    **dict.fromkeys(("assistant", "Assistant", "gpt"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+"""Names of the speakers in transcripts, in chat messages, and in those of ShareGPT (`from`, `value`)."""
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
@@ -103,24 +113,56 @@ def is_encodable(value: str) -> bool:
 def messages(value: Any, name: str) -> Messages:
     """Chat messages: a list of `role` and `content`, or such a list as JSON text or as Python writes it.
 
+    A single message counts as a list of one. ShareGPT's `from` and `value` are read too, and contents in parts of text.
+
     Raises:
-        InvalidRow: it is none.
+        InvalidRow: it is none, or has more than text: tool calls, images.
     """
     if isinstance(value, str) and _MESSAGES.match(value):
         value = _as_list(value, name)
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list):
         raise InvalidRow(f"wrong type {name}")
-    parsed = []
-    for message in value:
-        if not isinstance(message, Mapping) or message.get("role") not in ("system", "user", "assistant"):
-            raise InvalidRow(f"wrong type {name}")
-        parsed.append({"role": str(message["role"]), "content": text(message.get("content"), name)})
-    return parsed
+    return [_message(message, name) for message in value]
+
+
+def _message(message: Any, name: str) -> dict[str, str]:
+    """A message with our names of roles, whose content is a text.
+
+    Raises:
+        InvalidRow: it is no message, its role is unknown, or it has more than text.
+    """
+    if not isinstance(message, Mapping):
+        raise InvalidRow(f"wrong type {name}")
+    role, content = (message.get(key, message.get(other)) for key, other in (("role", "from"), ("content", "value")))
+    if role is None:
+        raise InvalidRow(f"wrong type {name}")
+    if role in ("tool", "function", "ipython") or message.get("tool_calls") or message.get("function_call"):
+        raise InvalidRow(f"tool calls in {name}")
+    if role not in _ROLES:
+        raise InvalidRow(f"unknown role {role!s:.20} in {name}")
+    return {"role": _ROLES[role], "content": text(_joined_parts(content, name), name)}
+
+
+def _joined_parts(content: Any, name: str) -> Any:
+    """The text of a content in parts, such as `[{"type": "text", "text": "Hi"}]`; anything else as it is.
+
+    Raises:
+        InvalidRow: a part is no text, such as an image.
+    """
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text":
+            raise InvalidRow(f"{kind} in {name}" if isinstance(kind, str) else f"wrong type {name}")
+    return "\n".join(text(part.get("text"), name) for part in content)
 
 
 def is_messages(value: Any) -> bool:
-    """Whether a field holds chat messages, as a list or as text."""
-    return isinstance(value, list) or (isinstance(value, str) and _MESSAGES.match(value) is not None)
+    """Whether a field holds chat messages, as a list, as a single message or as text."""
+    return isinstance(value, list | Mapping) or (isinstance(value, str) and _MESSAGES.match(value) is not None)
 
 
 def _as_list(value: str, name: str) -> Any:
@@ -195,11 +237,24 @@ def prompt(row: Row) -> PromptText:
     if not value.strip():
         raise InvalidRow("empty prompt")
     turns = transcript(value)
-    return value if turns is None else checked_turns(turns)
+    if turns is not None:
+        return checked_turns(turns)
+    if ending := rendered_ending(value):
+        raise InvalidRow(f"a template is in the prompt already: it ends with {ending}")
+    return value
+
+
+def rendered_ending(value: str) -> str:
+    """The words of another template that open an answer at the end of a prompt, such as `ASSISTANT:`; empty if none.
+
+    Such a prompt would be put into the model's own template, and its leakage into the evaluation would not be seen.
+    """
+    match = _RENDERED.search(value)
+    return "" if match is None else match[0].strip()
 
 
 def response(row: Row, name: str) -> str:
-    """A response: a text, or a list with one message of the assistant.
+    """A response: a text, or one message of the assistant, also in a list.
 
     Raises:
         InvalidRow: it is missing, empty or malformed.

@@ -198,16 +198,24 @@ def _conversation(row: Row, name: str) -> tuple[Messages, str]:
 
 # ---------------------------------------------------------------------------------------------------- sets of prompts
 
+_KEYBOARD = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u2032", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u2033", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-")
+    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", "")
+)
+"""Typographic quotes and dashes to those of a keyboard; invisible characters to nothing."""
+
 
 def prompt_key(asked: PromptText) -> str:
     """The key by which two prompts count as the same, in whichever format they are stored.
 
-    It is the first user turn (of messages, or of a text that is a transcript) in Unicode's composed form (NFC), in one
-    case and with single spaces.
+    It is the first user turn (of messages, or of a text that is a transcript) in Unicode's compatibility form (NFKC),
+    in one case, with single spaces, without invisible characters, and with the keyboard's quotes and hyphens.
     """
     turns = transcript(asked) if isinstance(asked, str) else asked
     first = asked if turns is None else next(turn["content"] for turn in turns if turn["role"] == "user")
-    return " ".join(unicodedata.normalize("NFC", str(first)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", str(first).translate(_KEYBOARD)).casefold().split())
 
 
 def in_fraction(key: str, fraction: float) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, turns_of
+from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, rendered_ending, transcript, turns_of
 from sacpo.data.fields import prompt as prompt_of
 from sacpo.data.fields import text as text_of
 from sacpo.data.sources import read_rows, rename, rows_of_source, select
@@ -55,6 +55,16 @@ def read_prompts(path: str, limit: int | None) -> list[Prompt]:
         if not is_encodable(text + str(category)):
             raise DataError(
                 f"{path}: row {number} has half of a surrogate pair, which is no character; correct the text"
+            )
+        if transcript(text) is not None:
+            raise DataError(
+                f"{path}: row {number} is a transcript, around which the model's template would be put once more; set "
+                "`kind: files`, which takes transcripts apart"
+            )
+        if ending := rendered_ending(text):
+            raise DataError(
+                f"{path}: row {number} is in a template already (it ends with {ending}), around which the model's own "
+                "would be put; give the bare text"
             )
         if not isinstance(category, str):
             raise DataError(f"{path}: row {number} has category {category!r}; it must be a text, or be left out")

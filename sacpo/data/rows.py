@@ -13,7 +13,18 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sacpo.data.stored_rows import JSONLinesPart, ListPart, Part, Row, Rows, TablePart, as_object, not_utf8
+from sacpo.data.stored_rows import (
+    JSONLinesPart,
+    ListPart,
+    Part,
+    RepeatedKey,
+    Row,
+    Rows,
+    TablePart,
+    as_object,
+    not_utf8,
+    parse_json,
+)
 from sacpo.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
@@ -22,13 +33,17 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 UNUSED = frozenset({"no two scores are the margin apart", "one response only"})
 """Reasons for which valid rows of the format `scored` give no pair. They do not count as invalid."""
 
+_GZIP = b"\x1f\x8b"
+"""First bytes of a compressed file, whatever its name."""
+
 csv.field_size_limit(2**31 - 1)  # the default refuses cells above 128 KiB, which conversations exceed
 
 
 def read_file(path: Path) -> Part:
     """The rows of one JSONL, JSON, CSV or Parquet file, which may end in .gz.
 
-    JSON lines and Parquet stay as they are stored until rows are needed; JSON lists and CSV are parsed at once.
+    Its content says whether it is compressed. JSON lines and Parquet stay as they are stored until rows are needed;
+    JSON lists and CSV are parsed at once.
 
     Raises:
         DataError: the file cannot be read, or is none of these.
@@ -41,7 +56,9 @@ def read_file(path: Path) -> Part:
         )
     content = None
     try:
-        if path.suffix == ".gz":
+        with path.open("rb") as file:
+            is_compressed = file.read(2) == _GZIP
+        if is_compressed:
             content = gzip.decompress(path.read_bytes())
         if suffix == ".parquet":
             return _read_parquet(path, content)
@@ -58,7 +75,9 @@ def read_file(path: Path) -> Part:
 
 def _read_json(path: Path, text: str) -> list[Row]:
     try:
-        rows = json.loads(text) if text.strip() else []
+        rows = parse_json(text) if text.strip() else []
+    except RepeatedKey as error:
+        raise DataError(f"{path}: {error}; keep one of them") from None
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: is not JSON ({error}); a .json file must hold one list of objects; a file with one object "
@@ -73,11 +92,14 @@ def _read_csv(path: Path, text: str) -> list[Row]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
+        names = reader.fieldnames or []
+        if repeated := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"{path}: has several columns {', '.join(repeated)}; rename or remove all but one")
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(
                     f"{path}: the row that ends at line {reader.line_num} does not have the header's "
-                    f"{len(reader.fieldnames or [])} cells; quote cells that contain commas or line breaks"
+                    f"{len(names)} cells; quote cells that contain commas or line breaks"
                 )
             rows.append({name: _cell(name, cell) for name, cell in row.items()})
     except csv.Error as error:
@@ -99,7 +121,10 @@ def _read_parquet(path: Path, content: bytes | None) -> Part:
     import pyarrow.parquet as pq
 
     try:
-        return TablePart(pq.read_table(path if content is None else pa.BufferReader(content), partitioning=None))
+        file = pq.ParquetFile(path if content is None else pa.BufferReader(content))
+        if repeated := [name for name, count in Counter(file.schema_arrow.names).items() if count > 1]:
+            raise DataError(f"{path}: has several columns {', '.join(repeated)}; rename or remove all but one")
+        return TablePart(file.read())
     except pa.ArrowException as error:
         raise DataError(f"{path}: is not Parquet: {error}; write the file again") from None
 

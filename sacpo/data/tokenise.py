@@ -8,11 +8,12 @@ hh-rlhf transcripts.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, assert_never
 
+from sacpo.data.chat_templates import answer_opening, lost_turn, opened_thought, template_end
 from sacpo.data.fields import PromptText
 from sacpo.data.formats import special_tokens
 from sacpo.errors import DataError, first_line
@@ -25,10 +26,22 @@ if TYPE_CHECKING:
 TOO_LONG = frozenset({"prompt fills max_length", "longer than max_length"})
 """Reasons for which an example is left out that a larger `max_length` removes."""
 
-_LOG = logging.getLogger(__name__)
 _IGNORED = -100
-_MARK = "Good"  # an answer that no template changes
 _SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
+
+
+@dataclass
+class Tally:
+    """What is counted of the examples while they are tokenised.
+
+    Attributes:
+        lengths: Tokens of each example's prompt and its longest response.
+        merged: Examples whose prompt ends in a token that merges with the response, so that training and generation
+            differ there.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    merged: int = 0
 
 
 def render(prompt: PromptText, *, tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -104,7 +117,7 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     max_length: int,
-    lengths: list[int] | None = None,
+    tally: Tally | None = None,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Turn examples into token ids. A response begins where the ids of prompt and conversation differ, as in TRL.
 
@@ -115,7 +128,7 @@ def tokenise(
         template: `chat`, or a text that contains {prompt}.
         max_length: Largest number of tokens of a prompt and its longest response; longer examples are left out, never
             truncated.
-        lengths: Gets the tokens of a prompt and its longest response, of each example that could be tokenised.
+        tally: Gets what is counted of the examples that could be tokenised.
 
     Returns:
         The rows, and the number of examples left out by reason. Rows of `pairs` have prompt_ids, chosen_ids and
@@ -136,18 +149,17 @@ def tokenise(
     encoded = encode(texts, tokenizer=tokenizer, template=template)
     count = len(examples)
     rows: list[dict[str, Any]] = []
-    shortened = 0
+    tally = tally or Tally()
     for i, example in enumerate(examples):
         prompt_alone, *conversations = encoded[i::count]
         start = min(_common_prefix(prompt_alone, ids) for ids in conversations)
         prompt_ids, responses = prompt_alone[:start], [ids[start:] for ids in conversations]
-        if lengths is not None:
-            lengths.append(max(map(len, conversations)))
+        tally.lengths.append(max(map(len, conversations)))
         reason = _reason(prompt_ids, responses, max_length)
         if reason is not None:
             left_out[reason] += 1
             continue
-        shortened += start < len(prompt_alone)
+        tally.merged += start < len(prompt_alone)
         match shape:
             case "pairs":
                 row = {"prompt_ids": prompt_ids, "chosen_ids": responses[0], "rejected_ids": responses[1]}
@@ -158,13 +170,6 @@ def tokenise(
             case _:
                 assert_never(shape)
         rows.append(row)
-    if shortened:
-        _LOG.warning(
-            "%d of %d prompts end in tokens that merge with their response, so training and generation differ there; "
-            "end the prompt template where a token ends",
-            shortened,
-            count,
-        )
     return rows, left_out
 
 
@@ -196,24 +201,31 @@ def _without_special_tokens(
 def _rendered(
     examples: Sequence[dict[str, Any]], fields: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[Sequence[dict[str, Any]], list[str], Counter[str]]:
-    """The examples that the template accepts, their texts, and the number of the others by the template's own reason.
+    """The examples that the template accepts, their texts, and the number of the others by reason.
 
-    A chat template raises on turns that it does not know, such as a system message, with whichever error it likes. All
-    examples are rendered at once; only if one is refused is each of them tried by itself.
+    A chat template raises on turns that it does not know, such as a system message, with whichever error it likes, or
+    leaves them out. All examples are rendered at once; only if one is refused is each of them tried by itself.
     """
     refused: Counter[str] = Counter()
     try:
-        return examples, _texts(examples, fields, tokenizer, template), refused
+        texts = _texts(examples, fields, tokenizer, template)
     except Exception:  # see above
         kept = []
-    for example in examples:
-        try:
-            _texts([example], fields, tokenizer, template)
-        except Exception as error:
-            refused[f"refused by the chat template: {first_line(error)}"] += 1
-        else:
-            kept.append(example)
-    return kept, _texts(kept, fields, tokenizer, template), refused
+        for example in examples:
+            try:
+                _texts([example], fields, tokenizer, template)
+            except Exception as error:
+                refused[f"refused by the chat template: {first_line(error)}"] += 1
+            else:
+                kept.append(example)
+        examples, texts = kept, _texts(kept, fields, tokenizer, template)
+    if template != "chat":
+        return examples, texts, refused
+    lost = [lost_turn(example["prompt"], text) for example, text in zip(examples, texts, strict=False)]
+    refused.update(f"left out by the chat template: {role} message" for role in lost if role)
+    whole = [i for i, role in enumerate(lost) if not role]
+    texts = [texts[start + i] for start in range(0, len(texts), max(1, len(examples))) for i in whole]
+    return [examples[i] for i in whole], texts, refused
 
 
 def _texts(
@@ -222,39 +234,9 @@ def _texts(
     """Texts of all prompts, followed by those of the conversations with each field's responses."""
     prompts = [example["prompt"] for example in examples]
     texts = _render(prompts, None, tokenizer, template)
-    for field in fields:
-        texts += _render(prompts, [example[field] for example in examples], tokenizer, template)
+    for name in fields:
+        texts += _render(prompts, [example[name] for example in examples], tokenizer, template)
     return texts
-
-
-def opened_thought(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Text that the chat template writes at the end of a prompt and not before an assistant's turn, such as `<think>`.
-
-    Answers would begin inside a thought, while training puts the response where the thought would be. `render` leaves
-    this text out, so that a policy is asked as it is trained.
-    """
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
-    asked: str = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
-    whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    same = next((i for i, (a, b) in enumerate(zip(asked, whole, strict=False)) if a != b), min(len(asked), len(whole)))
-    rest = asked[same:]
-    return rest if rest.strip() else ""
-
-
-def template_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the special token that the chat template writes after an assistant's turn, such as `<|im_end|>`.
-
-    Args:
-        tokenizer: A tokenizer with a chat template.
-
-    Returns:
-        None if the template writes none. The end-of-sequence token then ends a response, as with a text template.
-    """
-    turns = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    tail = tokenizer(text.rpartition(_MARK)[2], add_special_tokens=False, verbose=False)["input_ids"]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((token for token in tail if token in special), None)
 
 
 def whole_pairs(rows: pa.Table) -> pa.Table:
@@ -318,8 +300,9 @@ def _render(
             answers = [{"role": "assistant", "content": response} for response in responses]
             chats = [[*chat, answer] for chat, answer in zip(chats, answers, strict=True)]
         texts: list[str] = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=responses is None)
-        if responses is None and (thought := opened_thought(tokenizer)):
-            texts = [text.removesuffix(thought) for text in texts]
+        if responses is None:
+            thought, opening = opened_thought(tokenizer), answer_opening(tokenizer)
+            texts = [text.removesuffix(thought) + opening for text in texts]
         if responses is not None and template_end(tokenizer) is None:
             texts = [text + (tokenizer.eos_token or "") for text in texts]
         return texts

@@ -90,12 +90,12 @@ KINDS: dict[str, StepKind] = {
     "preferences": StepKind(
         "sacpo.steps.data:sample", payloads.PreferencesPayload, records.PreferencesMetrics, recipe=2
     ),
-    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=3),
+    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=4),
     "inspection": StepKind(
         "sacpo.steps.inspection:run",
         payloads.InspectionPayload,
         records.InspectionMetrics,
-        recipe=1,
+        recipe=2,
         holds=Holds.WORKER,
         cost=0.5,
     ),
@@ -130,7 +130,7 @@ KINDS: dict[str, StepKind] = {
         "sacpo.steps.generate:run",
         payloads.GeneratePayload,
         records.GenerateMetrics,
-        recipe=4,
+        recipe=5,
         effective=records.GenerateEffective,
         holds=Holds.WORKER,
         cost=2.0,

@@ -52,6 +52,8 @@ class DataMetrics(Metrics):
         held_out: Pairs kept aside to measure a trained judge; None where no judge is trained on the examples.
         needed_length: `max_length` that would keep 99 % (p99) and all (p100) of the examples; empty in records of
             older versions.
+        unread_columns: Columns of the rows that the format does not read.
+        merged_prompts: Examples whose prompt ends in a token that merges with the response.
     """
 
     rows: int
@@ -60,14 +62,22 @@ class DataMetrics(Metrics):
     examples: int
     held_out: int | None = None
     needed_length: dict[str, int] = {}
+    unread_columns: tuple[str, ...] = ()
+    merged_prompts: int = 0
 
 
 class InspectionMetrics(Metrics):
-    """Sources and prompts that were inspected; `positions` is None if the model states no limit."""
+    """Sources and prompts that were inspected, and what to know about them before anything is trained.
+
+    Attributes:
+        positions: Positions of the model; None if it states no limit.
+        notes: Sentences for the user, such as that the template opens a thought at the end of a prompt.
+    """
 
     sources: int
     prompts: int
     positions: int | None
+    notes: tuple[str, ...] = ()
 
 
 class ReferenceMetrics(Metrics):

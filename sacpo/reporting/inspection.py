@@ -23,16 +23,14 @@ def inspection_text(content: dict[str, Any], space: Space) -> str:
         f"model: {limit}; an answer ends at {' or '.join(content['end_tokens'])}",
         f"texts are shown as tokens separated by |; {PROMPT_END} ends the prompt; the rest is trained on",
     ]
-    if content["opened_thought"]:
-        lines.append(
-            f"note: the chat template ends a prompt with {content['opened_thought'].strip()!r}, which stands before no "
-            "answer that is trained on; it is left out, so that policies are asked as they are trained"
-        )
+    lines += [f"note: {note}" for note in content["notes"]]
     for source in content["data"]:
         lines += ["", source["source"]]
         held_out = f", {source['held_out']} held out" if source["held_out"] else ""
         lines.append(f"  {source['rows']} rows, {source['examples']} examples{held_out}")
         lines += [f"  left out, {reason}: {count}" for reason, count in source["left_out"].items() if count]
+        if source["unread_columns"]:
+            lines.append(f"  columns that the format does not read: {', '.join(source['unread_columns'])}")
         needed = source["needed_length"]
         would_do = f"; {needed['p99']} would keep 99 % of the examples, {needed['p100']} all" if needed else ""
         lines.append(f"  tokens: {_lengths(source['tokens'])}; data.max_length {space.data.max_length}{would_do}")

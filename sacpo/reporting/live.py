@@ -20,7 +20,7 @@ from rich.text import Text
 from sacpo.errors import SacpoError
 from sacpo.planning.durations import Remaining, remaining_steps
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import StepRecord
+from sacpo.planning.records import InspectionMetrics, StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
 from sacpo.reporting.in_progress import StepInProgress, steps_in_progress
 from sacpo.results.collect import collect
@@ -86,6 +86,8 @@ class Progress:
     def __enter__(self) -> Progress:
         if self._live is not None:
             self._live.start()
+        if self.plan.inspection in self.records:
+            self._notes(self.records[self.plan.inspection])
         self._thread.start()
         return self
 
@@ -125,6 +127,7 @@ class Progress:
             if record is not None:
                 self.records[step_id] = record
                 self._line(f"{step.label}: {record.seconds:.0f} s")
+                self._notes(record)
             elif failure is not None:
                 self.failures[step_id] = failure.error
                 log = f" (log: {self.store.location(failure.log)})" if failure.log else ""
@@ -135,6 +138,12 @@ class Progress:
 
     def _trials_done(self) -> int:
         return sum(self.records.keys() >= set(trial.steps) for trial in self.plan.trials)
+
+    def _notes(self, record: StepRecord) -> None:
+        """What the inspection found out, before anything is trained; also above a live table."""
+        if isinstance(record.metrics, InspectionMetrics):
+            for note in record.metrics.notes:
+                self.console.print(f"note: {note}", markup=False, highlight=False)
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -86,7 +86,11 @@ def _compiler_and_accelerators() -> Iterator[Finding]:
             "torch that fits the driver, or set resources.gpus_per_worker to 0",
         )
     else:
-        yield Finding(NOTE, "accelerators: none; set resources.gpus_per_worker to 0 (the default) to train on CPUs")
+        from sacpo.execution.processor import has_fast_bfloat16
+
+        slow = "" if has_fast_bfloat16() else "; this processor computes slowly in bfloat16: set model.dtype to float32"
+        text = f"accelerators: none; set resources.gpus_per_worker to 0 (the default) to train on CPUs{slow}"
+        yield Finding(NOTE, text)
     if shutil.which("g++") is None:
         yield Finding(
             PROBLEM,

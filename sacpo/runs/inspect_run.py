@@ -10,6 +10,7 @@ from sacpo.errors import StepError
 from sacpo.execution.artifacts import INSPECTION
 from sacpo.execution.in_process import execute
 from sacpo.execution.output_capture import quiet_libraries
+from sacpo.execution.processor import number_format_note
 from sacpo.execution.runner import Runner
 from sacpo.hashing import content_id
 from sacpo.planning.payloads import InspectionPayload, hashed
@@ -50,7 +51,8 @@ def inspect(plan: Plan, store: Store) -> tuple[str, int]:
         return "\n".join(problems), 2
     assert plan.inspection is not None
     content = json.loads((store.verified_output_dir(plan.inspection) / INSPECTION).read_text(encoding="utf-8"))
-    return inspection_text(content, plan.space), 0
+    slow = number_format_note(plan.space)
+    return inspection_text(content, plan.space) + (f"\n\nnote: {slow}" if slow else ""), 0
 
 
 def _ensure(runner: Runner, step_id: str, problems: list[str]) -> bool:

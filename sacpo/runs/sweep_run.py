@@ -17,6 +17,7 @@ from rich.console import Console
 from sacpo.errors import SacpoError, StoreError
 from sacpo.execution import in_process
 from sacpo.execution.output_capture import output_to
+from sacpo.execution.processor import number_format_note
 from sacpo.execution.runner import Runner
 from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
@@ -165,6 +166,8 @@ class SweepRun:
     def _run_here(self, facts: SweepFacts, run: RunFacts, trials: list[Trial], console: Console) -> dict[str, str]:
         """Carry out all steps in this process, whose terminal stays free for a debugger."""
         targets = [step for trial in trials for step in self.plan.target_steps(trial)]
+        if note := number_format_note(self.plan.space):
+            console.print(f"note: {note}", markup=False)
         steps = in_process.InProcessRun(Runner(self.plan, self.store, run.run, in_process.execute), targets)
         with self._progress(facts, run, steps.resolved, console):
             return steps.run()

@@ -14,6 +14,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from sacpo.errors import StepError
+
+_ANY_DATE_CALL = re.compile(r"strftime_now\s*\(")
 _DATE_CALL = re.compile(r"strftime_now\(\s*(?P<quote>[\"'])(?P<format>.*?)(?P=quote)\s*\)")
 
 
@@ -24,8 +27,18 @@ def fix_chat_template(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str
         tokenizer: Its template, or each of its named templates, is changed in place.
         variables: Variables that the template gets (transformers: `chat_template_kwargs`).
         today: The date that `strftime_now` returns in the template.
+
+    Raises:
+        StepError: a variable is none of the template's, so it would have no effect, or a date cannot be fixed.
     """
     template: Any = tokenizer.chat_template
+    texts = list(template.values()) if isinstance(template, dict) else [template or ""]
+    for name in variables:
+        if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts):
+            raise StepError(
+                f"model.chat_template_kwargs: the chat template has no variable {name!r}, so it would have no effect; "
+                "correct the name, or leave it out"
+            )
     if isinstance(template, dict):
         tokenizer.chat_template = {name: _fixed(text, variables, today) for name, text in template.items()}
     elif template:
@@ -34,6 +47,11 @@ def fix_chat_template(tokenizer: PreTrainedTokenizerBase, variables: Mapping[str
 
 def _fixed(template: str, variables: Mapping[str, Any], today: date) -> str:
     dated = _DATE_CALL.sub(lambda match: json.dumps(today.strftime(match["format"])), template)
+    if _ANY_DATE_CALL.search(dated):
+        raise StepError(
+            "model.prompt_template: the chat template calls strftime_now with a computed format, so its date cannot be "
+            "fixed and every day would render another text; write the format as text into the template"
+        )
     settings = "".join(f"{{%- set {name} = {_literal(value)} -%}}" for name, value in variables.items())
     return settings + dated
 

@@ -28,6 +28,7 @@ from sacpo.spaces.space import RowFormat
 from sacpo.synthetic import world
 
 AnyDataPayload = FilesPayload | DemonstrationsPayload | SampledPayload
+_FIRST = 1000  # rows whose columns are looked at
 _IDS = pa.list_(pa.int32())
 _SCHEMAS: dict[ExampleShape, pa.Schema] = {
     "pairs": pa.schema({"prompt_ids": _IDS, "chosen_ids": _IDS, "rejected_ids": _IDS}),
@@ -72,7 +73,7 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
             output.write(examples, counts)
     finally:
         output.close()
-    needed = _needed_length(counts.lengths)
+    needed = _needed_length(counts.tally.lengths)
     problems = _problems(source, counts, needed, output)
     if problems:
         raise DataError("\n".join(problems))
@@ -84,6 +85,8 @@ def run(job: Job[AnyDataPayload]) -> StepReport:
             examples=output.rows[EXAMPLES],
             held_out=output.rows.get(HELD_OUT),
             needed_length=needed,
+            unread_columns=_unread_columns(source, payload),
+            merged_prompts=counts.tally.merged,
         )
     )
 
@@ -94,14 +97,14 @@ class _Counts:
 
     Attributes:
         examples: Examples that went into tokenisation: of this side, without evaluation prompts.
-        lengths: Tokens of each of them.
+        tally: What was counted while they were tokenised.
     """
 
     invalid: Counter[str] = field(default_factory=Counter)
     too_long: Counter[str] = field(default_factory=Counter)
     examples: int = 0
     excluded: int = 0
-    lengths: list[int] = field(default_factory=list)
+    tally: tokenise.Tally = field(default_factory=tokenise.Tally)
 
 
 class _Output:
@@ -130,7 +133,7 @@ class _Output:
                 tokenizer=self._tokenizer,
                 template=payload.prompt_template,
                 max_length=payload.max_length,
-                lengths=counts.lengths,
+                tally=counts.tally,
             )
             counts.too_long += left_out
             if tokenised:
@@ -162,6 +165,14 @@ def _converted(source: _Source, payload: AnyDataPayload) -> Iterator[tuple[list[
             raise DataError(f"{source.name}: {error}{hint}") from None
         for first in range(0, max(1, len(examples)), CHUNK):
             yield examples[first : first + CHUNK], invalid if first == 0 else Counter()
+
+
+def _unread_columns(source: _Source, payload: AnyDataPayload) -> tuple[str, ...]:
+    """Columns of the first rows that the format does not read; none for rows that the sweep made itself."""
+    if not isinstance(payload, FilesPayload):
+        return ()
+    read = {*readable_columns(source.format, payload.objective), *payload.files.where}
+    return tuple(name for name in source.rows[:_FIRST].columns() if name not in read)
 
 
 def _needed_length(lengths: list[int]) -> dict[str, int]:

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import AutoConfig
 
-from sacpo.data.tokenise import encode, opened_thought, render
+from sacpo.data.chat_templates import answer_opening, opened_thought
+from sacpo.data.tokenise import encode, render
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import EXAMPLES, INSPECTION, PROMPT_END
 from sacpo.execution.job import Job
@@ -31,6 +32,10 @@ from sacpo.steps.policies import load_policy, stop_ids
 
 _SHOWN = 2  # examples of each source that are rendered
 _ANSWER_TOKENS = 24
+_OF_THE_PROMPT = frozenset(
+    ("system", "system_prompt", "history", "input", "context", "documents", "tools", "image", "images")
+)
+"""Names of columns that belong to a prompt in data sets of the hub."""
 _PERCENTILES = (50, 90, 99, 100)
 
 
@@ -47,6 +52,7 @@ def run(job: Job[InspectionPayload]) -> StepReport:
     model, tokenizer = load_policy({"policy": job.parents["model"]}, loading=payload.loading)
     report.first_update_at = time.time()
     sources, problems = [], []
+    notes = list(_template_notes(tokenizer, payload.prompt_template))
     for role, path in job.parents.items():
         if role == "model":
             continue
@@ -64,9 +70,11 @@ def run(job: Job[InspectionPayload]) -> StepReport:
                 | {"prompt of the evaluation": record.metrics.evaluation_prompt_rows},
                 "tokens": _percentiles(_table_lengths(table)),
                 "needed_length": record.metrics.needed_length,
+                "unread_columns": record.metrics.unread_columns,
                 "shown": [shown for row in rows for shown in _render_row(row, tokenizer)],
             }
         )
+        notes += _data_notes(record.label, record.metrics)
         problems += [
             f"{setting} is {batch_size}, but {record.label} has {table.num_rows} examples; give more examples or a "
             "smaller batch"
@@ -102,14 +110,53 @@ def run(job: Job[InspectionPayload]) -> StepReport:
     content = {
         "positions": positions,
         "end_tokens": tokenizer.convert_ids_to_tokens(stop_ids(model)),
-        "opened_thought": opened_thought(tokenizer) if payload.prompt_template == "chat" else "",
+        "notes": notes,
         "data": sources,
         "evaluation": evaluation,
         "answer": _answer(model, tokenizer, job),
     }
     (job.folder / INSPECTION).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    report.metrics = InspectionMetrics(sources=len(sources), prompts=len(job.prompts), positions=positions)
+    report.metrics = InspectionMetrics(
+        sources=len(sources), prompts=len(job.prompts), positions=positions, notes=tuple(notes)
+    )
     return report
+
+
+def _template_notes(tokenizer: Any, template: str) -> Iterator[str]:
+    """What the chat template does that training or answering must make up for."""
+    if template != "chat":
+        return
+    if thought := opened_thought(tokenizer):
+        yield (
+            f"the chat template ends a prompt with {thought.strip()!r}, which stands before no answer that is trained "
+            "on; it is left out, so that policies are asked as they are trained"
+        )
+    if opening := answer_opening(tokenizer):
+        yield (
+            f"the chat template writes {opening.strip()!r} before an answer and not at the end of a prompt; it is "
+            "added to prompts, so that it is no part of an answer"
+        )
+    ids = encode([render("a", tokenizer=tokenizer, template=template)], tokenizer=tokenizer, template=template)[0]
+    bos = tokenizer.bos_token_id
+    if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] != ids[:1]:
+        yield (
+            f"the tokenizer begins a text with {tokenizer.bos_token}, and the chat template begins a prompt without "
+            "it; if the model was trained with it, write it into the template"
+        )
+
+
+def _data_notes(label: str, metrics: DataMetrics) -> Iterator[str]:
+    """What the rows hold that is not trained on as it stands."""
+    if ignored := [name for name in metrics.unread_columns if name.casefold() in _OF_THE_PROMPT]:
+        yield (
+            f"{label}: the columns {', '.join(ignored)} are not read, though their names say that they belong to the "
+            "prompt; write them into the prompt if the model is to see them"
+        )
+    if metrics.merged_prompts:
+        yield (
+            f"{label}: {metrics.merged_prompts} of {metrics.examples} prompts end in tokens that merge with their "
+            "response, so training and generation differ there; end the prompt template where a token ends"
+        )
 
 
 def max_positions(folder: Path) -> int | None:

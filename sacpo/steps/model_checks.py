@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from sacpo.data.tokenise import encode, render, template_end
+from sacpo.data.chat_templates import lost_message, template_end
+from sacpo.data.tokenise import encode, render
 from sacpo.errors import StepError, first_line
 
 _PROMPT = "Hello"
@@ -35,7 +36,7 @@ def check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) 
 
 
 def check_prompt_format(tokenizer: PreTrainedTokenizerBase, template: str, path: str) -> None:
-    """Refuse a prompt template that is missing, fails, or doubles the beginning-of-sequence token.
+    """Refuse a prompt template that is missing, fails, loses messages, or doubles the beginning-of-sequence token.
 
     Raises:
         StepError: as above.
@@ -45,7 +46,10 @@ def check_prompt_format(tokenizer: PreTrainedTokenizerBase, template: str, path:
             f"model.prompt_template is `chat`, but the tokenizer of {path} has no chat template; "
             "give a text with {prompt} in it, for example 'USER: {prompt} ASSISTANT:'"
         )
+    lost = ""
     try:
+        if template == "chat":
+            lost = lost_message(tokenizer)
         text = render(_PROMPT, tokenizer=tokenizer, template=template)
         ids = encode([text], tokenizer=tokenizer, template=template)[0]
     except Exception as error:
@@ -53,6 +57,12 @@ def check_prompt_format(tokenizer: PreTrainedTokenizerBase, template: str, path:
             f"model.path {path}: its chat template fails on a single user message "
             f"({type(error).__name__}: {first_line(error)}); give a text with {{prompt}} in model.prompt_template"
         ) from error
+    if lost:
+        raise StepError(
+            f"model.path {path}: its chat template leaves the {lost}'s message out; it may want contents in parts, as "
+            "templates of models that see images do: correct the template, or give a text with {prompt} in "
+            "model.prompt_template"
+        )
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise StepError(
