@@ -132,7 +132,7 @@ def test_conversational_pairs() -> None:
     assert one({"prompt": TURNS, **answers}, "pairs") == [{"prompt": TURNS, "chosen": "chosen", "rejected": "rejected"}]
     assert one({"prompt": TURNS[:1], **answers}, "pairs")[0]["prompt"] == "one"
     assert one({"prompt": TURNS[:2], **answers}, "pairs") == "turns do not alternate"
-    assert one({"prompt": [{"role": "tool", "content": "x"}], **answers}, "pairs") == "wrong type prompt"
+    assert one({"prompt": [{"role": "tool", "content": "x"}], **answers}, "pairs") == "tool calls in prompt"
     assert one({"prompt": [], **answers}, "pairs") == "empty prompt"
     assert one({"prompt": "p", **answers, "chosen": TURNS}, "pairs") == "wrong type chosen"
 
