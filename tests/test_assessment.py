@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
+from scipy.special import expit
 
 from sacpo.data.canaries import CANARY_VERSION, SYNTHETIC_REFUSAL, canned_pairs
 from sacpo.errors import DataError, SpaceError, StepError
@@ -24,7 +25,7 @@ from sacpo.planning.planner import make_plan
 from sacpo.planning.records import CanaryMetrics, JudgeMetrics
 from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA, Generation, JudgeSettings
 from sacpo.spaces.loading import parse_space
-from sacpo.statistics.calibration import calibrate
+from sacpo.statistics.calibration import Calibration, calibrate
 from sacpo.steps import canary, generate, judge
 from sacpo.synthetic.world import PROMPTS, WORLD_VERSION, extremes, gold_score
 from tests.jobs import WORLD_PROMPTS, job, policy
@@ -193,3 +194,21 @@ def test_calibration_finds_the_temperature_of_the_scores() -> None:
     assert calibrate([1.0, 2.0]).temperature < 0.2  # never wrong: as confident as the range allows
     with pytest.raises(ValueError, match="at least one"):
         calibrate([])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_interval_of_the_calibration_error_covers_it_and_narrows(temperature: float) -> None:
+    rng = np.random.default_rng(4)
+
+    def simulated(pairs: int) -> Calibration:
+        margins = rng.normal(0, 2, pairs)
+        won = rng.random(pairs) < expit(margins / temperature)
+        return calibrate(np.where(won, margins, -margins), smallest_sample=pairs + 1)  # the temperature stays 1
+
+    truth = simulated(200_000).error
+    few, many = ([simulated(pairs) for _ in range(30)] for pairs in (40, 400))
+    for results in (few, many):
+        assert np.mean([each.error_low - 0.005 <= truth <= each.error_high for each in results]) > 0.8
+        assert all(each.error_low <= each.error <= each.error_high for each in results)
+    widths = [np.mean([each.error_high - each.error_low for each in results]) for results in (few, many)]
+    assert widths[1] < 0.6 * widths[0]

@@ -217,7 +217,9 @@ def test_a_model_card_names_inputs_by_content_and_not_by_path(tmp_path: Path) ->
     facts = SweepFacts.of(plan, "store", None)
     row = {f"{name}{end}": 0.5 for name in plan.criteria for end in ("", "_low", "_high")}
     row |= {f"n_{name}": 3 for name in plan.criteria}
-    card = model_card(plan, plan.trials[1], row, facts)
+    row |= {f"helpfulness_judge_accuracy{end}": 0.75 for end in ("", "_low", "_high")}
+    card = model_card(plan, plan.trials[1], row | {"helpfulness_judge_pairs": 12.0}, facts)
+    assert "llm, held-out accuracy 0.750 [0.750, 0.750] from 12 pairs |" in card
     assert str(tmp_path) not in card
     assert '"sha256"' in card
 

@@ -131,6 +131,7 @@ class JudgeAccuracy(Metrics):
         temperature: P(win) = sigmoid(score difference / temperature), fitted on the held-out pairs.
         temperature_fitted: False where there were too few held-out pairs to fit it, so that it is 1.
         calibration_error: Expected calibration error at that temperature.
+        calibration_low, calibration_high: Its 95 % interval; None in records of older versions.
         calibration_error_before: The same at temperature 1.
         reliability: (mean predicted probability, share won, pairs) of each bin of the reliability diagram at the fitted
             temperature.
@@ -145,6 +146,8 @@ class JudgeAccuracy(Metrics):
     low: float | None = None
     high: float | None = None
     temperature_fitted: bool = True
+    calibration_low: float | None = None
+    calibration_high: float | None = None
 
 
 class TrainMetrics(Metrics):

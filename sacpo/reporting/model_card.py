@@ -11,7 +11,7 @@ from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import MIXED_ROLES, Plan, Trial
 from sacpo.planning.records import ModelMetrics
 from sacpo.reporting.choice_text import RULE, certificate_lines
-from sacpo.reporting.formats import finite_or_none, number_text
+from sacpo.reporting.formats import interval_text, number_text
 from sacpo.results.choice import Choice
 from sacpo.results.sweep_facts import SweepFacts
 
@@ -67,8 +67,10 @@ def _win_rates(plan: Plan, row: Mapping[Any, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for criterion, settings in plan.space.evaluation.criteria.items():
-        accuracy = finite_or_none(row.get(f"{criterion}_judge_accuracy"))
-        judge = settings.judge.kind + ("" if accuracy is None else f", held-out accuracy {accuracy:.3f}")
+        judge: str = settings.judge.kind
+        accuracy = interval_text(row, *(f"{criterion}_judge_accuracy{end}" for end in ("", "_low", "_high")))
+        if accuracy is not None:
+            judge += f", held-out accuracy {accuracy} from {row[f'{criterion}_judge_pairs']:.0f} pairs"
         rate, low, high = (number_text(row[f"{criterion}{end}"]) for end in ("", "_low", "_high"))
         lines.append(f"| {criterion} | {rate} | {low} to {high} | {row[f'n_{criterion}']} | {judge} |")
     return "\n".join([*lines, "", "The numbers hold for these judges and prompts only."])

@@ -27,6 +27,8 @@ _JUDGE_NUMBERS = {
     "held_out_pairs": "held-out pairs",
     "held_out_low": "held-out accuracy, low",
     "held_out_high": "high",
+    "calibration_low": "calibration error, low",
+    "calibration_high": "high",
     "fooled_fraction": "talked round",
     "fooled_low": "talked round, low",
     "fooled_high": "high",

@@ -99,13 +99,19 @@ def _constraints(trial: Trial, plan: Plan, status: str, evaluations: Evaluations
     return columns if status == "done" else dict.fromkeys(columns, "")
 
 
-def _judge_accuracy(trial: Trial, criterion: str, outputs: StoredOutputs) -> dict[str, float]:
-    """Held-out accuracy of a judge that the sweep trained; empty for other judges."""
+def _judge_accuracy(trial: Trial, criterion: str, outputs: StoredOutputs) -> dict[str, float | None]:
+    """Held-out accuracy of a judge that the sweep trained, its interval and its pairs; empty for other judges."""
     model = outputs.plan.steps[trial.judge[criterion]].parents.get("model")
     record = outputs.record(model) if model is not None else None
     if record is None or not isinstance(record.metrics, TrainMetrics) or record.metrics.judge is None:
         return {}
-    return {f"{criterion}_judge_accuracy": record.metrics.judge.held_out_accuracy}
+    judge = record.metrics.judge
+    return {
+        f"{criterion}_judge_accuracy": judge.held_out_accuracy,
+        f"{criterion}_judge_accuracy_low": judge.low,
+        f"{criterion}_judge_accuracy_high": judge.high,
+        f"{criterion}_judge_pairs": judge.held_out_pairs,
+    }
 
 
 def _all_steps(trial: Trial, plan: Plan) -> list[str]:

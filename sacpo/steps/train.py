@@ -244,6 +244,8 @@ def _accuracy(trainer: Any, job: Job[AnyTrainPayload]) -> JudgeAccuracy:
         temperature=calibration.temperature,
         temperature_fitted=calibration.fitted,
         calibration_error=calibration.error,
+        calibration_low=calibration.error_low,
+        calibration_high=calibration.error_high,
         calibration_error_before=calibration.error_before,
         reliability=tuple((part.probability, part.share, part.n) for part in calibration.bins),
     )
