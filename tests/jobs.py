@@ -94,6 +94,7 @@ _METRICS: dict[str, Metrics] = {
         updates=0, examples_per_epoch=0, first_loss=0.0, final_loss=0.0, resumed=False, start_seconds={}
     ),
     "probabilities": Metrics(),
+    "served": GenerateMetrics(responses=0, tokens=0, finished_fraction=1.0),
     "likelihoods": ReferenceMetrics(examples=0, tokens=0, padding=0),
     "generate": GenerateMetrics(responses=0, tokens=0, finished_fraction=1.0),
     "judge": JudgeMetrics(verdicts=0, calls=0, undecided=0, prompt_tokens=0, completion_tokens=0),

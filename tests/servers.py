@@ -21,7 +21,7 @@ _MATERIAL = re.compile(r"<<<(message|answer A|answer B) (\w+)>>>\n(.*?)\n<<<end 
 
 @dataclass(frozen=True)
 class Say:
-    """A chat completion. In the text, `{nonce}` becomes the call's token and `{seen}` the judge's whole prompt.
+    """A chat completion. In the text, `{nonce}` becomes a judge's token and `{seen}` the whole prompt.
 
     `alternatives` are the probabilities of the token of the verdict, which requests for log-probabilities get.
     """
@@ -43,7 +43,7 @@ class Fail:
 
 @dataclass(frozen=True)
 class Body:
-    """Status 200 with this body, in which `{nonce}` becomes the call's token."""
+    """Status 200 with this body, in which `{nonce}` becomes a judge's token."""
 
     text: str
 
@@ -63,7 +63,7 @@ class Server:
 
     Args:
         policy: The behaviour for a prompt, a first answer, a second answer and the number of the attempt at this
-            triple, counted from 1.
+            triple, counted from 1. Of a call that asks for an answer, the prompt is all, and both answers are empty.
         structured: Whether the server accepts a reply format; otherwise requests with one get status 400.
     """
 
@@ -108,18 +108,19 @@ class Server:
             return web.json_response({"error": {"message": "response_format is not supported"}}, status=400)
         shown = body["messages"][-1]["content"]
         materials = _MATERIAL.findall(shown)
-        prompt, first, second = (text for _, _, text in materials)
+        prompt, first, second = (text for _, _, text in materials) if materials else (shown, "", "")
         self.attempts[prompt, first, second] += 1
         behaviour = self.policy(prompt, first, second, self.attempts[prompt, first, second])
+        nonce = materials[0][1] if materials else ""
         if isinstance(behaviour, Say):
             await asyncio.sleep(behaviour.delay)
-            text = behaviour.text.replace(NONCE, materials[0][1]).replace("{seen}", shown)
+            text = behaviour.text.replace(NONCE, nonce).replace("{seen}", shown)
             reply = completion(text, behaviour.finish)
             if behaviour.alternatives is not None and body.get("logprobs"):
                 reply["choices"][0]["logprobs"] = logprobs(text, behaviour.alternatives, body["top_logprobs"])
             return web.json_response(reply)
         if isinstance(behaviour, Body):
-            return web.Response(text=behaviour.text.replace(NONCE, materials[0][1]), content_type="application/json")
+            return web.Response(text=behaviour.text.replace(NONCE, nonce), content_type="application/json")
         if isinstance(behaviour, Fail):
             key = request.headers.get("Authorization", "").removeprefix("Bearer ")
             text = behaviour.body.replace("{key}", key)

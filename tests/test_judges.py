@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from sacpo.errors import StepError
+from sacpo.judges import chat_client, llm
 from sacpo.judges import endpoint as endpoint_module
-from sacpo.judges import llm
-from sacpo.judges.endpoint import retry_after_seconds
 from sacpo.judges.ledger import BudgetExceeded, Ledger, Meter
 from sacpo.judges.llm import Call, CallStats, Endpoint, Reply
+from sacpo.judges.refusals import retry_after_seconds
 from sacpo.judges.rubric import RUBRICS
 from tests.servers import NONCE, Behaviour, Body, Fail, Policy, Say, Server, scripted, verdict
 from tests.test_verdicts import attacked
@@ -124,7 +124,7 @@ def test_a_call_without_a_preference_is_no_tie_and_is_repeated_by_the_next_run(k
 
 
 def test_an_endpoint_without_a_server_is_unreachable_and_one_that_fails_a_call_is_not() -> None:
-    async def attempt(base_url: str) -> endpoint_module.Attempt:
+    async def attempt(base_url: str) -> chat_client.Attempt:
         client = endpoint_module.Client(Endpoint("m", "r", base_url=base_url))
         try:
             return await client.attempt(PAIRS[0])
@@ -358,7 +358,7 @@ def test_no_key_from_the_environment_is_sent_to_an_endpoint_without_a_key(
 def test_an_environment_variable_does_not_redirect_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     client = endpoint_module.Client(Endpoint("m", "r", api_key_env="JUDGE_KEY"))
-    assert str(client._client.base_url).startswith(endpoint_module.OPENAI_URL)
+    assert str(client._client.base_url).startswith(chat_client.OPENAI_URL)
 
 
 def test_the_judges_own_verdict_counts_whatever_it_quotes(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ OWNERS = {
     "matplotlib": ("reporting/",),
     "jinja2": ("reporting/",),
     "rich": ("reporting/", "runs/"),
-    "openai": ("judges/endpoint.py",),
+    "openai": ("judges/chat_client.py",),
     "sklearn": ("statistics/",),
     "scipy": ("statistics/",),
     "psutil": ("compat/",),

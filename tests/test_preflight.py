@@ -11,7 +11,7 @@ import pytest
 
 from sacpo.cluster import memory, preflight
 from sacpo.errors import ClusterError, SacpoError
-from sacpo.judges.endpoint import problem
+from sacpo.judges.chat_client import problem
 from sacpo.planning.payloads import AnyTrainPayload, DPOPayload
 from sacpo.planning.planner import make_plan
 from sacpo.spaces.space import PretrainedModel, Resources, SyntheticModel
@@ -127,7 +127,7 @@ def test_an_endpoint_that_cannot_be_used_is_known_before_any_call(monkeypatch: p
             assert problem(server.base_url, "JUDGE_KEY") is None, "its answer to a call is the canaries' concern"
         server.models = 401
         reason = problem(server.base_url, "JUDGE_KEY")
-    assert reason == f"the judge endpoint {server.base_url} refuses the key from JUDGE_KEY (HTTP 401)"
+    assert reason == f"the endpoint {server.base_url} refuses the key from JUDGE_KEY (HTTP 401)"
     assert "JUDGE_KEY" not in str(problem("http://127.0.0.1:1/v1", "JUDGE_KEY"))
     monkeypatch.delenv("JUDGE_KEY")
     assert "environment variable JUDGE_KEY, which is not set" in str(problem("http://127.0.0.1:1/v1", "JUDGE_KEY"))

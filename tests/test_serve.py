@@ -1,4 +1,4 @@
-"""Judging by a real model behind a real endpoint: `transformers serve` on the CPU."""
+"""A real model behind a real endpoint, `transformers serve` on the CPU: a judge, and a policy served elsewhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from sacpo.data.prompts import Prompt
+from sacpo.judges.answers import Question, answers
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, Endpoint, ask
 from sacpo.judges.rubric import RUBRICS
-from sacpo.steps import model
+from sacpo.planning.payloads import GeneratePayload
+from sacpo.spaces.evaluation import Generation
+from sacpo.spaces.served import ServedPolicy
+from sacpo.steps import generate, model
 from tests.commands import free_port
 from tests.jobs import job, pretrained
 from tests.models import tiny_chat_model
@@ -100,3 +106,22 @@ def test_a_real_endpoint_judges(served: tuple[str, str], tmp_path: Path) -> None
     assert facts.models == {f"{name}@main"}
     assert facts.prompt_tokens > 300
     assert 0 < facts.completion_tokens <= 24 * facts.calls
+
+
+def test_a_served_policy_answers_as_the_same_weights_do_in_a_sweep(served: tuple[str, str], tmp_path: Path) -> None:
+    """Greedy answers, with the prompts, the chat template and the limit of tokens that the `generate` step has."""
+    base_url, name = served
+    prompts = [Prompt(str(i), prompt, "") for i, (prompt, _, _) in enumerate(PAIRS)]
+    greedy = Generation(max_new_tokens=24)
+    here = GeneratePayload(generation=greedy, prompts="prompts", prompt_template="chat")
+    generate.run(job(tmp_path / "here", "generate", here, {"policy": Path(name)}, prompts))
+    expected = pq.read_table(tmp_path / "here" / "responses.parquet").to_pylist()
+    calls = {"concurrency": 1, "attempts": 1, "timeout": 120}
+    policy = ServedPolicy.model_validate({"model": name, "base_url": base_url, "api_key_env": None, "calls": calls})
+    asked = [Question(prompt.text) for prompt in prompts]
+    replies, facts, _ = answers(asked, policy, greedy, ledger=tmp_path / "ledger", run="run", writer="one")
+    assert [reply.raw for reply in replies] == [row["response"] for row in expected]
+    assert [not reply.cut for reply in replies] == [row["finished"] for row in expected]
+    assert [reply.completion_tokens for reply in replies] == [row["tokens"] for row in expected]
+    assert facts.models == {f"{name}@main"}
+    assert not facts.left_out

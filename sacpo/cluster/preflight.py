@@ -17,9 +17,8 @@ from sacpo.cluster import memory
 from sacpo.compat.ray_core import HEAD_RESOURCE
 from sacpo.errors import ClusterError, StoreError
 from sacpo.execution.processor import number_format_note
-from sacpo.planning.payloads import JudgePayload
 from sacpo.planning.plan import Plan
-from sacpo.spaces.evaluation import LLMJudge
+from sacpo.planning.served import endpoint_of
 from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Resources, Space
 from sacpo.store import backends
@@ -106,14 +105,9 @@ def check_cluster(plan: Plan, store: Store, versions: dict[str, str], done: Coll
 
 
 def _endpoints(plan: Plan, done: Collection[str]) -> list[tuple[str | None, str | None]]:
-    """(base URL, environment variable of the key) of each endpoint that remaining judge steps call."""
-    endpoints: dict[tuple[str | None, str | None], None] = {}
-    for step in plan.steps.values():
-        if isinstance(step.payload, JudgePayload) and step.payload.judge.calls_endpoint and step.id not in done:
-            judge = step.payload.judge
-            assert isinstance(judge, LLMJudge), "another kind of judge with an endpoint needs a check here"
-            endpoints.setdefault((judge.base_url, judge.api_key_env))
-    return list(endpoints)
+    """(base URL, environment variable of the key) of each endpoint that remaining steps call."""
+    called = (endpoint_of(step.payload) for step in plan.steps.values() if step.id not in done)
+    return list(dict.fromkeys((owner.base_url, owner.api_key_env) for owner in called if owner is not None))
 
 
 def _can_train(node: dict[str, Any], resources: Resources) -> bool:
@@ -173,7 +167,7 @@ def _examine_node(
     except StoreError as error:
         report.problems.append(str(error))
     for base_url, api_key_env in endpoints:
-        from sacpo.judges.endpoint import problem
+        from sacpo.judges.chat_client import problem
 
         endpoint_problem = problem(base_url, api_key_env)
         if endpoint_problem is not None:

@@ -12,15 +12,16 @@ from typing import Generic, TypeVar, cast
 
 from sacpo.data.prompts import Prompt
 from sacpo.errors import StoreError
-from sacpo.planning.payloads import JudgePayload, Payload
+from sacpo.planning.payloads import Payload
 from sacpo.planning.plan import Step
 from sacpo.planning.records import StepRecord
+from sacpo.planning.served import endpoint_of
 from sacpo.spaces.space import Resources
 from sacpo.store.heartbeat import Heartbeat
 from sacpo.store.local_cache import Cache
 from sacpo.store.step_store import Store
 
-_SEND_S = 30.0  # between two uploads of a running judge's verdicts to a bucket
+_SEND_S = 30.0  # between two uploads of a running step's replies to a bucket
 
 P = TypeVar("P", bound=Payload, covariant=True)
 
@@ -77,7 +78,7 @@ class Job(Generic[P]):
             self.store.verified_output_dir(record.step_id, record)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            if isinstance(self.payload, JudgePayload) and self.payload.judge.calls_endpoint:
+            if endpoint_of(self.payload) is not None:
                 with self._shared_ledger(cache):
                     yield
             else:
@@ -107,7 +108,7 @@ class Job(Generic[P]):
 
     @contextlib.contextmanager
     def _shared_ledger(self, cache: Cache) -> Iterator[None]:
-        """Fetch the verdicts of other processes first; upload those of this one while they come in."""
+        """Fetch the replies to other processes first; upload those to this one while they come in."""
         ledger = self.store.ledger
         send = functools.partial(cache.send, ledger, f"{self.step.id}-*")
         sender = Heartbeat(send, _SEND_S)

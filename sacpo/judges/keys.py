@@ -23,7 +23,7 @@ def secret_from(variable: str | None) -> str | None:
     secret = os.environ.get(variable, "").strip()
     if not secret:
         raise StepError(
-            f"the judge needs its key in the environment variable {variable}, which is not set where the step runs: "
+            f"the endpoint needs its key in the environment variable {variable}, which is not set where the step runs: "
             "set it before you start the sweep, or set api_key_env: null if the endpoint needs no key"
         )
     if not (secret.isascii() and secret.isprintable()) or " " in secret:

@@ -1,7 +1,8 @@
-"""Files about judge calls that the processes of a run share: replies, counts of calls and spend, and slots.
+"""Files about calls of endpoints that the processes of a run share: replies, counts of calls and spend, and slots.
 
-Replies are stored under a hash of their content (the judge's identity, the prompt and the answers), never under the
-name of a model or a trial. An answer that changed is therefore judged again, and an unchanged answer is not.
+A judge's replies are stored under a hash of their content (the judge's identity, the prompt and the answers), never
+under the name of a model or a trial. An answer that changed is therefore judged again, and an unchanged answer is not.
+Answers of a policy that is served elsewhere are stored likewise (`sacpo.judges.answers`).
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ from sacpo.judges.completions import printable
 from sacpo.judges.replies import PREFERENCES
 
 Row = dict[str, Any]
-"""A stored reply: the fields of `sacpo.judges.llm.Reply`, and the model and fingerprint that the endpoint reported."""
+"""A stored reply: the fields of `sacpo.judges.llm.Reply`, the model and fingerprint that the endpoint reported, and the
+parameters that it refused."""
+
+
+ANSWER = "answer"
+"""Outcome of a reply that is a policy's answer."""
+KEPT = (*PREFERENCES, ANSWER)
+"""Outcomes of the replies that are worth keeping; the others are failures, whose calls are made again."""
 
 
 class BudgetExceeded(StepError):
-    """A limit of the run (`max_calls`, `max_spend`) allows no more judge calls."""
+    """A limit of the run (`max_calls`, `max_spend`) allows no more calls."""
 
 
 class QuotaExceeded(BudgetExceeded):
-    """The account at the endpoint has no credit left, so the run makes no more judge calls."""
+    """The account at the endpoint has no credit left, so the run makes no more calls."""
 
 
 def call_key(judge: dict[str, Any], prompt: str, first: str, second: str, repeat: int) -> str:
@@ -47,7 +55,7 @@ def call_key(judge: dict[str, Any], prompt: str, first: str, second: str, repeat
 
 
 class Ledger:
-    """Replies with a preference, in a folder to which several processes can append at the same time.
+    """Replies with a preference or an answer, in a folder to which several processes can append at the same time.
 
     Each writer has its own file, so writers cannot damage each other's replies. A writer reads the other files once,
     when it starts: two writers that make the same call at the same time both pay for it.
@@ -80,8 +88,8 @@ class Ledger:
 
         Args:
             key: Key of the call, from `call_key`.
-            row: The reply. `get` returns it only if its `outcome` is a preference. A later row of the same key replaces
-                an earlier one, so a row without a preference removes a reply that turned out to be of no use.
+            row: The reply. `get` returns it only if its `outcome` is one of `KEPT`. A later row of the same key
+                replaces an earlier one, so a row with another outcome removes a reply that turned out to be of no use.
         """
         now = time.time()
         self._keep(key, row, now)
@@ -97,7 +105,7 @@ class Ledger:
         if time_s < self._times.get(key, 0.0):
             return
         self._times[key] = time_s
-        if outcome in PREFERENCES:
+        if outcome in KEPT:
             self._rows[key] = {name: printable(v) if isinstance(v, str) else v for name, v in row.items()}
         else:
             self._rows.pop(key, None)
@@ -112,14 +120,21 @@ class Meter:
         max_spend: Largest spend of the run, in the currency of the prices; None means no limit. The price of a call is
             known when it ends, so calls in flight at that time can exceed the limit.
         prices: Price of a million prompt tokens and of a million completion tokens.
+        of: What the calls are and what is stored of them, for errors.
     """
 
     def __init__(
-        self, folder: str | Path, max_calls: int | None, max_spend: float | None, prices: tuple[float, float]
+        self,
+        folder: str | Path,
+        max_calls: int | None,
+        max_spend: float | None,
+        prices: tuple[float, float],
+        of: tuple[str, str] = ("judge calls", "verdicts"),
     ) -> None:
         self.path = Path(folder) / "meter.json"
         self._quota = Path(folder) / "quota.txt"
         self.max_calls, self.max_spend, self.prices = max_calls, max_spend, prices
+        self._calls, self._kept = of
 
     def quota_exceeded(self, reason: str) -> None:
         """End the calls of this run, since the account has no credit left."""
@@ -136,15 +151,15 @@ class Meter:
         if self._quota.exists():
             raise QuotaExceeded(self._quota.read_text(encoding="utf-8"))
         with self._counts() as counts:
-            way_out = "the verdicts so far are stored: raise the limit and run the same command to continue"
+            way_out = f"the {self._kept} so far are stored: raise the limit and run the same command to continue"
             if self.max_calls is not None and counts["calls"] >= self.max_calls:
                 raise BudgetExceeded(
-                    f"the limit max_calls = {self.max_calls} is reached: {counts['calls']} judge calls were made, "
+                    f"the limit max_calls = {self.max_calls} is reached: {counts['calls']} {self._calls} were made, "
                     f"retries included; {way_out}"
                 )
             if self.max_spend is not None and counts["spend"] >= self.max_spend:
                 raise BudgetExceeded(
-                    f"the limit max_spend = {self.max_spend:g} is reached: {counts['calls']} judge calls cost "
+                    f"the limit max_spend = {self.max_spend:g} is reached: {counts['calls']} {self._calls} cost "
                     f"{counts['spend']:.6g}; {way_out}"
                 )
             counts["calls"] += 1

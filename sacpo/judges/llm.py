@@ -1,8 +1,8 @@
-"""Makes many calls to a judge model at once, with retries, and separates failures from preferences.
+"""Makes many calls to an endpoint at once, with retries, and separates failures from preferences (or answers).
 
 A failed call is retried, unless the endpoint refuses this very call for its content or length. A call without a
 preference after its last attempt is `unparsable` or `unavailable`, and never a tie. Every preference is written to the
-ledger at once, so a later failure loses no reply that was paid for.
+ledger at once, so a later failure loses no reply that was paid for. `sacpo.judges.answers` asks for answers likewise.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sacpo.errors import StepError
-from sacpo.judges.endpoint import Attempt, Call, Client, Endpoint, ReplyOutcome
-from sacpo.judges.ledger import Ledger, Meter, QuotaExceeded, Row, call_key, price, take_slot
-from sacpo.judges.replies import PREFERENCES
+from sacpo.judges.chat_client import Attempt, ChatClient, Connection, ReplyOutcome
+from sacpo.judges.endpoint import Call, Client, Endpoint
+from sacpo.judges.ledger import KEPT, Ledger, Meter, QuotaExceeded, Row, call_key, price, take_slot
 from sacpo.judges.rubric import messages
 from sacpo.judges.truncation import PromptSize, cut_prompts, text_size
 
@@ -33,14 +33,16 @@ SLOT_POLL = 0.05  # seconds between two searches for a free slot
 OUTAGE_S = 180.0
 """Seconds for which calls wait for an endpoint that replied before. Attempts during such an outage are not counted."""
 
+C = TypeVar("C", bound=Hashable)
+
 
 @dataclass(frozen=True)
 class Reply:
     """Result of one call.
 
     Attributes:
-        outcome: The preferred answer, or the failure of the last attempt.
-        raw: The judge's last reply, or a description of the failure.
+        outcome: The preferred answer, or that the reply is an answer; or the failure of the last attempt.
+        raw: The last reply, or a description of the failure.
         latency: Seconds of the last attempt.
         attempts: HTTP attempts made.
         prompt_tokens: Prompt tokens of all attempts, as far as the endpoint reported them.
@@ -49,6 +51,7 @@ class Reply:
         refused: The endpoint refused this call for its content or length.
         shown_tokens: Prompt tokens of the last attempt, as the endpoint counted them; 0 if it counted none.
         probabilities: Fields of `VerdictProbabilities`, where they were asked for.
+        cut: The last reply ended at the limit of tokens.
     """
 
     outcome: ReplyOutcome
@@ -61,6 +64,7 @@ class Reply:
     refused: bool = False
     shown_tokens: int = 0
     probabilities: dict[str, float] | None = None
+    cut: bool = False
 
 
 @dataclass
@@ -71,7 +75,8 @@ class CallStats:
         models: Model names that the endpoint reported, including those of replies from the ledger.
         fingerprints: The endpoint's `system_fingerprint` values, including those of replies from the ledger.
         structured: The JSON schema for replies was requested and not refused. An endpoint can still have ignored it.
-        left_out: Parameters that the endpoint refused, so that requests went without them.
+        left_out: Parameters that the endpoint refused, so that requests went without them, also those of replies from
+            the ledger.
         calls: HTTP attempts made now.
         from_ledger: Calls whose reply came from the ledger.
         prompt_tokens: Prompt tokens of the attempts made now.
@@ -118,19 +123,14 @@ def ask(
     judge = endpoint.identity()
     keys = [call_key(judge, call.prompt, call.first, call.second, call.repeat) for call in calls]
     by_key = dict(zip(keys, calls, strict=True))
-    stored = {key: row for key in by_key if (row := ledger.get(key)) is not None}
-    new_calls = {key: call for key, call in by_key.items() if key not in stored}
-    batch = _Batch(new_calls, endpoint, ledger, meter, slots_folder)
-    if new_calls:
-        asyncio.run(batch.run())
-    stats, replies = batch.stats, dict(batch.replies)
+    replies, stored, stats = replies_to(
+        by_key, endpoint, lambda accepted: Client(endpoint, accepted), ledger, meter, slots_folder
+    )
     stats.from_ledger = sum(key in stored for key in keys)
-    for key, row in stored.items():
-        stats.add_identity(row.get("model"), row.get("fingerprint"))
-        replies[key] = _stored_reply(row)
-    for key in _cut_calls(by_key, replies, endpoint):
-        replies[key] = _cut(replies[key])
-        ledger.add(key, asdict(replies[key]))
+    empty = messages(endpoint.rubric, "", "", "", "0" * 16, reasons=endpoint.reasons)
+    frame = text_size("\n".join(message["content"] for message in empty))
+    sizes = {key: _size(call, frame) for key, call in by_key.items() if replies[key].outcome in KEPT}
+    refuse_cut_prompts(sizes, replies, ledger)
     first_position = {key: i for i, key in reversed(list(enumerate(keys)))}
     return [replace(replies[key], cached=key in stored or first_position[key] < i) for i, key in enumerate(keys)], stats
 
@@ -142,21 +142,64 @@ def _stored_reply(row: Row) -> Reply:
     return reply if "shown_tokens" in row or reply.attempts != 1 else replace(reply, shown_tokens=reply.prompt_tokens)
 
 
-def _cut_calls(calls: dict[str, Call], replies: dict[str, Reply], endpoint: Endpoint) -> list[str]:
-    """Keys of the calls with a preference whose prompt the endpoint cut."""
-    keys = [key for key in calls if replies[key].outcome in PREFERENCES]
-    empty = messages(endpoint.rubric, "", "", "", "0" * 16, reasons=endpoint.reasons)
-    frame = text_size("\n".join(message["content"] for message in empty))
-    sizes = []
-    for key in keys:
-        call = calls[key]
-        parts = [frame, *map(text_size, (call.prompt, call.first, call.second))]
-        sizes.append(PromptSize(sum(p[0] for p in parts), sum(p[1] for p in parts), replies[key].shown_tokens))
-    return [keys[i] for i in cut_prompts(sizes)]
+def replies_to(
+    calls: Mapping[str, C],
+    connection: Connection,
+    make_client: Callable[[bool], ChatClient[C]],
+    ledger: Ledger,
+    meter: Meter,
+    slots_folder: Path,
+) -> tuple[dict[str, Reply], set[str], CallStats]:
+    """Get a reply to every call, from the ledger or from the endpoint.
+
+    Args:
+        calls: The calls by the keys of their replies in the ledger.
+        connection: How the endpoint is reached.
+        make_client: Makes the client that knows this kind of calls, told whether the endpoint has answered before.
+        ledger, meter, slots_folder: As for `ask`.
+
+    Returns:
+        The replies by key, the keys of those that came from the ledger, and facts about the calls.
+
+    Raises:
+        StepError, BudgetExceeded: As for `ask`.
+    """
+    stored = {key: row for key in calls if (row := ledger.get(key)) is not None}
+    new_calls = {key: call for key, call in calls.items() if key not in stored}
+    batch = _Batch(new_calls, connection, make_client, ledger, meter, slots_folder)
+    if new_calls:
+        asyncio.run(batch.run())
+    stats, replies = batch.stats, dict(batch.replies)
+    stats.from_ledger = len(stored)
+    for key, row in stored.items():
+        stats.add_identity(row.get("model"), row.get("fingerprint"))
+        stats.left_out |= {*row.get("left_out", ())}
+        replies[key] = _stored_reply(row)
+    return replies, {*stored}, stats
+
+
+def refuse_cut_prompts(sizes: Mapping[str, tuple[float, int]], replies: dict[str, Reply], ledger: Ledger) -> None:
+    """Replace the replies to prompts that the endpoint cut by failures, also in the ledger.
+
+    Args:
+        sizes: Size of the prompt (`text_size`) of each call with a reply, by key.
+        replies: The replies by key.
+        ledger: The ledger of these replies.
+    """
+    keys = list(sizes)
+    for i in cut_prompts([PromptSize(*sizes[key], replies[key].shown_tokens) for key in keys]):
+        replies[keys[i]] = _cut(replies[keys[i]])
+        ledger.add(keys[i], asdict(replies[keys[i]]))
+
+
+def _size(call: Call, frame: tuple[float, int]) -> tuple[float, int]:
+    """Size of a judge's whole prompt: that of the text around the material, and of the material."""
+    parts = [frame, *map(text_size, (call.prompt, call.first, call.second))]
+    return sum(estimate for estimate, _ in parts), sum(words for _, words in parts)
 
 
 def _cut(reply: Reply) -> Reply:
-    """A reply to a prompt that was cut, which is no verdict on the pair."""
+    """A reply to a prompt that was cut, which is no verdict on the pair and no answer to the prompt."""
     reason = (
         f"the endpoint counted {reply.shown_tokens} tokens, far fewer than this prompt has, so it was cut: raise the "
         "server's context length (for Ollama: num_ctx)"
@@ -164,8 +207,8 @@ def _cut(reply: Reply) -> Reply:
     return replace(reply, outcome="unavailable", raw=f"{reason}; the reply was: {reply.raw[:200]}")
 
 
-class _Batch:
-    """The new calls of one `ask`, and the workers that make them.
+class _Batch(Generic[C]):
+    """The new calls of one `replies_to`, and the workers that make them.
 
     Attributes:
         replies: Replies so far, by key.
@@ -176,10 +219,17 @@ class _Batch:
     """
 
     def __init__(
-        self, calls: dict[str, Call], endpoint: Endpoint, ledger: Ledger, meter: Meter, slots_folder: Path
+        self,
+        calls: Mapping[str, C],
+        connection: Connection,
+        make_client: Callable[[bool], ChatClient[C]],
+        ledger: Ledger,
+        meter: Meter,
+        slots_folder: Path,
     ) -> None:
         self.pending = deque(calls.items())
-        self.endpoint, self.ledger, self.meter, self.slots_folder = endpoint, ledger, meter, slots_folder
+        self.connection, self.make_client = connection, make_client
+        self.ledger, self.meter, self.slots_folder = ledger, meter, slots_folder
         self.replies: dict[str, Reply] = {}
         self.stats = CallStats()
         self.error: StepError | None = None
@@ -189,8 +239,8 @@ class _Batch:
         """Make all calls, unless an error ends the batch."""
         self.slot_search = asyncio.Lock()  # one worker at a time searches for a free slot
         self.ended = asyncio.Event()
-        self.client = Client(self.endpoint, accepted=len(self.ledger) > 0)
-        count = min(self.endpoint.concurrency, len(self.pending))
+        self.client = self.make_client(len(self.ledger) > 0)
+        count = min(self.connection.concurrency, len(self.pending))
         workers = [asyncio.create_task(self._work()) for _ in range(count)]
         try:
             await asyncio.gather(*workers)
@@ -210,10 +260,10 @@ class _Batch:
         slot = None
         try:
             async with self.slot_search:
-                while self.pending and (slot := take_slot(self.slots_folder, self.endpoint.concurrency)) is None:
+                while self.pending and (slot := take_slot(self.slots_folder, self.connection.concurrency)) is None:
                     await asyncio.sleep(SLOT_POLL)
             while self.pending:
-                await self._judge(*self.pending.popleft())
+                await self._call(*self.pending.popleft())
         except StepError as error:
             # The other workers complete their attempts in flight, which are paid for.
             if isinstance(error, QuotaExceeded):
@@ -230,8 +280,8 @@ class _Batch:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.ended.wait(), seconds)
 
-    async def _judge(self, key: str, call: Call) -> None:
-        """Make one call: repeat attempts until one gives a preference or the limit of attempts is reached."""
+    async def _call(self, key: str, call: C) -> None:
+        """Make one call: repeat attempts until one has a reply to keep or the limit of attempts is reached."""
         attempts: list[Attempt] = []
         counted = 0
         while True:
@@ -246,7 +296,7 @@ class _Batch:
             self._count(attempt)
             attempts.append(attempt)
             counted += not (attempt.uncounted or self._in_outage(attempt, started))
-            if attempt.outcome in PREFERENCES or attempt.final or counted >= self.endpoint.attempts:
+            if attempt.outcome in KEPT or attempt.final or counted >= self.connection.attempts:
                 break
             if self.ended.is_set():
                 return
@@ -265,10 +315,12 @@ class _Batch:
             refused=attempt.refused,
             shown_tokens=attempt.prompt_tokens,
             probabilities=asdict(attempt.probabilities) if attempt.probabilities else None,
+            cut=attempt.cut,
         )
         self.replies[key] = reply
-        if reply.outcome in PREFERENCES:
-            self.ledger.add(key, asdict(reply) | {"model": attempt.model, "fingerprint": attempt.fingerprint})
+        if reply.outcome in KEPT:
+            facts = {"model": attempt.model, "fingerprint": attempt.fingerprint}
+            self.ledger.add(key, asdict(reply) | facts | {"left_out": sorted(self.client.left_out)})
 
     def _in_outage(self, attempt: Attempt, started: float) -> bool:
         """Whether the endpoint is down for a while, so that the failure is not the call's.
@@ -286,7 +338,7 @@ class _Batch:
     def _count(self, attempt: Attempt) -> None:
         """Add an attempt to the meter and to the facts about the batch."""
         self.meter.after_call(attempt.prompt_tokens, attempt.completion_tokens)
-        stats, prices = self.stats, (self.endpoint.price_prompt, self.endpoint.price_completion)
+        stats, prices = self.stats, (self.connection.price_prompt, self.connection.price_completion)
         stats.calls += 1
         stats.prompt_tokens += attempt.prompt_tokens
         stats.completion_tokens += attempt.completion_tokens

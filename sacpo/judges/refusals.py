@@ -129,6 +129,7 @@ _NAMES = {
     "max_tokens": r"max_tokens",
     "max_completion_tokens": r"max_completion_tokens",
     "temperature": r"temperature",
+    "top_p": r"top_p",
     "seed": r"seed",
     "logprobs": r"(?:top_)?logprobs?|log[ -]?prob(?:abilitie)?s",
 }

@@ -1,4 +1,4 @@
-"""Estimates for `--dry-run`: calls and price of LLM judges, and the smallest effect that the prompts can show. Pure."""
+"""Estimates for `--dry-run`: calls and prices of endpoints, and the smallest effect that the prompts can show. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _CHARACTERS_A_TOKEN = 4  # of English text, roughly, for common tokenizers
 
 
 def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
-    """One line for every LLM judge on its calls and price, and one for every criterion on what its prompts can show.
+    """One line for every LLM judge and served policy on its calls and their price, and one for every criterion on what
+    its prompts can show.
 
     Args:
         plan: The plan.
@@ -36,12 +37,30 @@ def describe_judging(plan: Plan, is_done: Callable[[str], bool]) -> list[str]:
             calls = sum(_calls(plan, payload, judge) for step_id, payload in steps if not is_done(step_id))
             price = _price(plan, criterion, judge, calls)
             lines.append(f"{dotted(where)}: {judge.model}, at most {calls:,} calls{price}")
+    lines += [_describe_served(plan, name, is_done) for name in plan.space.served]
     for criterion in plan.criteria:
         count = _prompt_count(plan, criterion)
         if count is not None:
             shown = f"a win rate {smallest_difference(count):.3f} away from 0.5 (80 % power, worst case)"
             lines.append(f"{criterion}: {count} prompts can show {shown}")
     return lines
+
+
+def _describe_served(plan: Plan, name: str, is_done: Callable[[str], bool]) -> str:
+    """The calls of a served policy, and their price if every answer is as long as it may be."""
+    policy, generation = plan.space.served[name], plan.space.evaluation.generation
+    trial = next(trial for trial in plan.trials if trial.label == name and trial.method == "served")
+    counts = {c: _prompt_count(plan, c) for c, step in trial.generate.items() if not is_done(step)}
+    line = f"served.{name}: {policy.model}"
+    if None in counts.values():
+        return f"{line}; its calls are known once the prompts are read"
+    calls = sum(count or 0 for count in counts.values()) * generation.samples
+    prices = policy.calls.price_prompt, policy.calls.price_completion
+    if prices[0] is None or prices[1] is None:
+        return f"{line}, at most {calls:,} calls"
+    prompt = max((len(prompt.text) for c in counts for prompt in plan.prompts[c]), default=0) / _CHARACTERS_A_TOKEN
+    cost = calls * (prompt * prices[0] + generation.max_new_tokens * prices[1]) / 1e6
+    return f"{line}, at most {calls:,} calls, at most about {cost:,.2f} for them"
 
 
 def describe_search(plan: Plan) -> list[str]:

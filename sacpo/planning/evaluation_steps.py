@@ -27,8 +27,10 @@ from sacpo.planning.payloads import (
     TrainedModelFormat,
 )
 from sacpo.planning.plan import Plan, Trial
+from sacpo.planning.served import ServedPayload
 from sacpo.spaces.evaluation import (
     AnnotationsJudge,
+    Generation,
     GoldJudge,
     JudgeSettings,
     LLMJudge,
@@ -37,6 +39,7 @@ from sacpo.spaces.evaluation import (
     TrainedJudge,
 )
 from sacpo.spaces.merging import LINEAR, Combination
+from sacpo.spaces.served import ServedPolicy
 from sacpo.spaces.space import Space
 from sacpo.synthetic.world import WORLD_VERSION
 
@@ -77,6 +80,19 @@ class EvaluationSteps:
             refusal = SYNTHETIC_REFUSAL if self.space.synthetic else REFUSAL
             return {c: self._answers(c, name, parents, refusal=refusal) for c in self.criteria}
         raise AssertionError(f"unknown sentinel {name}")
+
+    def served(self, name: str, policy: ServedPolicy) -> dict[str, str]:
+        """Each criterion's answers of a policy that is served elsewhere."""
+        own = {"engine", "batch_size"}  # the server has its own
+        generation = Generation(**self.space.evaluation.generation.model_dump(exclude=own))
+        return {
+            criterion: self.graph.add(
+                "served",
+                f"answers {criterion} {name}",
+                ServedPayload(policy=policy, generation=generation, prompts=self.prompts[criterion]),
+            )
+            for criterion in self.criteria
+        }
 
     def _answers(
         self,

@@ -1,6 +1,6 @@
 """The table of step kinds. It is the one place that says what a kind of step is; everybody else asks it.
 
-A new kind of step is an entry here, a payload in `sacpo.planning.payloads`, metrics in `sacpo.planning.records`, a
+A new kind of step is an entry here, a payload (`sacpo.planning.payloads`), metrics in `sacpo.planning.records`, a
 module in `sacpo.steps` and a test.
 """
 
@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from sacpo.planning import payloads, records
 from sacpo.planning.payloads import CanaryPayload, JudgePayload, Payload
 from sacpo.planning.records import Effective, Metrics, StepRecord
+from sacpo.planning.served import ServedPayload
 from sacpo.spaces.space import Resources
 
 
@@ -134,6 +135,14 @@ KINDS: dict[str, StepKind] = {
         effective=records.GenerateEffective,
         holds=Holds.WORKER,
         cost=2.0,
+    ),
+    "served": StepKind(
+        "sacpo.steps.served:run",
+        ServedPayload,
+        records.GenerateMetrics,
+        recipe=1,
+        effective=records.ServedEffective,
+        cost=1.0,
     ),
     "likelihoods": StepKind(
         "sacpo.steps.likelihoods:run",

@@ -25,6 +25,8 @@ MERGED_ROLES = (FIRST, SECOND)
 """Roles of two policies whose weights are merged: (1-q) x the first + q x the second, or another combination."""
 MIXED_ROLES = ("mixed_first", "mixed_second")
 """Roles of two policies whose logits are mixed when they answer."""
+FOR_COMPARISON = ("sentinel", "served")
+"""Methods of trials that have answers only. They are judged in full, and neither on the front nor chosen."""
 
 
 class Step(Frozen):
@@ -60,7 +62,7 @@ class Trial(Frozen):
     Attributes:
         policy: The step that produces the policy, as `policy`; for a merge the steps whose weights are merged by `q`,
             as `first` and `second`, with `origin` where task vectors are merged; or those whose logits are mixed, as
-            `mixed_first` and `mixed_second`; empty for a sentinel, which has answers only.
+            `mixed_first` and `mixed_second`; empty for a sentinel or a served policy, which have answers only.
         combination: How the weights of `first` and `second` are merged; without meaning for other policies.
         kl_parameters: KL parameter of each stage of the chain: beta, then beta/lambda for every later stage.
         probabilities: The step that computes the exact probabilities; None outside the synthetic world.

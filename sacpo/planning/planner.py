@@ -92,7 +92,7 @@ class _Trials:
         self.by_id: dict[str, Trial] = {}
 
     def expand(self, canaries: bool) -> None:
-        """Add all trials: the baseline, chains and their beginnings, merges, sentinels."""
+        """Add all trials: the baseline, chains and their beginnings, merges, served policies, sentinels."""
         self._add_baseline(canaries)
         for grid in self.space.chains:
             for chain, kl_parameters, seed in self._variants(grid):
@@ -102,11 +102,15 @@ class _Trials:
             self._add_merges(merge)
         if self.space.preview is not None:
             self._add_stones(self.space.preview.stones)
+        for name, policy in self.space.served.items():
+            self._add_answers("served", name, self.evaluation.served(name, policy))
         for name in self.space.evaluation.sentinels:
-            answers = self.evaluation.sentinel(name, self.training.sft)
-            trial_id = content_id("trial", {"sentinel": answers})
-            trial = Trial(trial_id=trial_id, label=name, method="sentinel", chain="", policy={}, generate=answers)
-            self._add_judged(trial)
+            self._add_answers("sentinel", name, self.evaluation.sentinel(name, self.training.sft))
+
+    def _add_answers(self, method: str, label: str, answers: dict[str, str]) -> None:
+        """Add a trial that has answers, and no policy in the store."""
+        trial_id = content_id("trial", {method: answers})
+        self._add_judged(Trial(trial_id=trial_id, label=label, method=method, chain="", policy={}, generate=answers))
 
     def _add_baseline(self, canaries: bool) -> None:
         trial = self._answered("sft", "sft", "", {"policy": self.training.sft})
@@ -144,7 +148,7 @@ class _Trials:
                 trial.generate, rival.generate, f"{trial.label} against {rival.label}"
             )
             for rival in rivals
-            if trial.policy  # sentinels are not ranked
+            if trial.method != "sentinel"  # sentinels are not ranked
         }
         steps = {"judge": judge, "panel": panel, "head_to_head": head_to_head}
         self.by_id[trial.trial_id] = trial.model_copy(update=steps)

@@ -66,7 +66,7 @@ def rounds(space: Space, trial: str) -> list[Round]:
 
 
 def add_rounds(trials: Iterable[Trial], baseline: Trial, steps: EvaluationSteps) -> list[Trial]:
-    """The trials with the judge steps of the later rounds. Sentinels do not race: they are judged in full.
+    """The trials with the judge steps of the later rounds. Sentinels and served policies are judged in full.
 
     Args:
         trials: All trials, with the steps of the first round.

@@ -183,14 +183,17 @@ class GenerateMetrics(Metrics):
     """Answers and their tokens.
 
     Attributes:
+        responses: Answers, without those that are missing.
         finished_fraction: Share of the answers that ended before the token limit.
         kl_to_sft: Estimate of KL(policy || SFT) in nats per answer; None where answers are not plain samples.
+        missing: Answers that the endpoint of a served policy refused.
     """
 
     responses: int
     tokens: int
     finished_fraction: float
     kl_to_sft: float | None = None
+    missing: int = 0
 
 
 class JudgeMetrics(Metrics):
@@ -200,6 +203,7 @@ class JudgeMetrics(Metrics):
         undecided: Verdicts that are unparsable or unavailable.
         refused: Those of them that the endpoint refused for their content or length.
         not_asked: Pairs of answers of which no verdict was asked for, since a race had stopped the policy.
+        unanswered: Undecided verdicts of pairs of which an answer is missing, so that asking again cannot help.
     """
 
     verdicts: int
@@ -209,6 +213,7 @@ class JudgeMetrics(Metrics):
     completion_tokens: int
     refused: int = 0
     not_asked: int = 0
+    unanswered: int = 0
 
     def joined(self, other: JudgeMetrics) -> JudgeMetrics:
         """The metrics of two shards together."""
@@ -284,18 +289,29 @@ class GenerateEffective(Effective):
     dtype: str = ""
 
 
-class JudgeEffective(Effective):
-    """Facts that an LLM endpoint gave about itself and the calls made to it; empty for other judges."""
+class EndpointEffective(Effective):
+    """Facts that an endpoint gave about itself and the calls made to it."""
 
     models: tuple[str, ...] = ()
     fingerprints: tuple[str, ...] = ()
-    structured: bool | None = None
     left_out: tuple[str, ...] = ()
     calls: int = 0
     from_ledger: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     spend: float = 0.0
+
+
+class JudgeEffective(EndpointEffective):
+    """Facts of an LLM judge's endpoint; empty for other judges."""
+
+    structured: bool | None = None
+
+
+class ServedEffective(EndpointEffective):
+    """Facts of a served policy's endpoint, and the parameters that its requests had."""
+
+    sampling: dict[str, Any] = {}
 
 
 class StepFacts(Stored):

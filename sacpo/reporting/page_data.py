@@ -206,7 +206,7 @@ def _answers(results: Results) -> tuple[dict[str, list[dict[str, str]]], dict[st
         The prompts of each criterion, and trial id to criterion to the answers in the order of the prompts.
     """
     responses, verdicts = results.responses, results.verdicts
-    first = responses.drop_duplicates(["trial_id", "criterion", "prompt_id"])
+    first = responses.dropna(subset=["response"]).drop_duplicates(["trial_id", "criterion", "prompt_id"])
     if first.empty:
         return {}, {}
     judged = own_verdicts(verdicts, _baseline(results))

@@ -32,6 +32,7 @@ METHOD_NAMES = {
     "p-sacpo": "P-SACPO",
     "naive-merge": "naive merge",
     "logit-mix": "logit mixture",
+    "served": "served elsewhere",
     "sentinel": "sentinel",
 }
 INK, FRONT, GREY, PREVIEW = "#1f2933", "#334e68", "#829ab1", "#7b3fa0"
@@ -44,10 +45,11 @@ _LOOKS = {
     "p-sacpo": ("#009E73", "D"),
     "naive-merge": ("#CC79A7", "^"),
     "logit-mix": ("#56B4E9", "v"),
+    "served": ("#E69F00", "P"),
 }
-_OTHER_LOOKS = (("#E69F00", "P"), ("#6A3D9A", "X"), ("#8C564B", "<"))
+_OTHER_LOOKS = (("#6A3D9A", "X"), ("#8C564B", "<"))
 """Of methods that are not named above."""
-REFERENCES = ("sft", "sentinel")
+REFERENCES = ("sft", "served", "sentinel")
 """Methods that belong to no series of policies."""
 _GROUP = ["method", "chain", "combination"]
 _LIGHTER = 0.35  # how much lighter each further chain of a method is drawn

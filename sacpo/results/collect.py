@@ -30,7 +30,17 @@ from sacpo.spaces.evaluation import CRITERIA
 from sacpo.statistics.pareto import on_front
 from sacpo.store.step_store import Store
 
-_RESPONSE_COLUMNS = ["criterion", "prompt_id", "category", "prompt", "sample", "response", "tokens", "finished"]
+_RESPONSE_COLUMNS = [
+    "criterion",
+    "prompt_id",
+    "category",
+    "prompt",
+    "sample",
+    "response",
+    "tokens",
+    "finished",
+    "missing",
+]
 _VERDICT_COLUMNS = [
     "baseline_id",
     "criterion",
@@ -148,7 +158,8 @@ def _counted(facts: SweepFacts, trials: pd.DataFrame, steps: pd.DataFrame, outpu
 def _responses(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:
     parts = [outputs.table(step, RESPONSES).assign(criterion=criterion) for criterion, step in trial.generate.items()]
     table = _with_trial(pd.concat(parts, ignore_index=True), trial, _RESPONSE_COLUMNS)
-    return table.assign(judge_directed=[is_judge_directed(text) for text in table["response"].fillna("")])
+    directed = [is_judge_directed(text) for text in table["response"].fillna("")]
+    return table.assign(missing=table["missing"].astype(object).fillna(""), judge_directed=directed)
 
 
 def _verdicts(trial: Trial, outputs: StoredOutputs) -> pd.DataFrame:

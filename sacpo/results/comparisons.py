@@ -13,7 +13,7 @@ import pandas as pd
 
 from sacpo.judges.verdicts import outcome_of
 from sacpo.planning.payloads import JudgePayload
-from sacpo.planning.plan import Plan
+from sacpo.planning.plan import FOR_COMPARISON, Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN
 from sacpo.results.stopped import is_stopped
@@ -109,7 +109,7 @@ def _length(own: pd.DataFrame, responses: pd.DataFrame, baseline: str) -> pd.Dat
     verdicts = own.assign(
         tokens=tokens.reindex(pd.MultiIndex.from_frame(own[["trial_id", *keys]])).to_numpy(),
         baseline_tokens=baseline_tokens.reindex(pd.MultiIndex.from_frame(own[keys])).to_numpy(),
-    )
+    ).dropna(subset=["tokens", "baseline_tokens"])  # an endpoint may count no tokens
     for criterion, group in verdicts.groupby("criterion"):
         difference = (group["tokens"] - group["baseline_tokens"]).to_numpy(dtype=float)
         scores, ids, prompts = (group[name].to_numpy() for name in ("score", "trial_id", "prompt_id"))
@@ -197,7 +197,7 @@ def _panel(verdicts: pd.DataFrame, trials: pd.DataFrame, plan: Plan) -> pd.DataF
         return table
     table = table.merge(trials[["trial_id", "label", "method"]], on="trial_id")
     table = table.reindex(columns=[*table.columns, *(c for c in CRITERIA if c not in table)])
-    excluded = {*trials.loc[is_stopped(trials) | trials["method"].eq("sentinel"), "trial_id"]}
+    excluded = {*trials.loc[is_stopped(trials) | trials["method"].isin(FOR_COMPARISON), "trial_id"]}
     points = table[list(CRITERIA)].where(~table["trial_id"].isin(excluded))
     for _, positions in table.groupby("panel").groups.items():
         table.loc[positions, "on_front"] = on_front(points.loc[positions].to_numpy(dtype=float))
@@ -236,7 +236,7 @@ def _ranking(plan: Plan, decided: pd.DataFrame) -> pd.DataFrame:
     rows: list[tuple[Any, ...]] = []
     for criterion, group in decided[decided["trial_id"] != decided["baseline_id"]].groupby("criterion"):
         judged = {*group["trial_id"], *group["baseline_id"]}
-        ranked = [t.trial_id for t in plan.trials if t.policy and t.trial_id in judged]
+        ranked = [t.trial_id for t in plan.trials if t.method != "sentinel" and t.trial_id in judged]
         verdicts = group[group["trial_id"].isin(ranked)]
         prompt = verdicts["prompt_id"].factorize()[0]
         first, second = (

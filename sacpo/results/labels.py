@@ -154,6 +154,7 @@ def _pairs(trials: pd.DataFrame, responses: pd.DataFrame) -> pd.DataFrame:
     """Every pair of a policy's and the SFT policy's answer, with its id and the order in which it is shown."""
     sft = trials.loc[trials["method"] == "sft", "trial_id"].iloc[0]
     labelled_trials = trials.loc[trials["status"].eq("done") & ~trials["method"].isin(["sft", "sentinel"]), "trial_id"]
+    responses = responses.dropna(subset=["response"])  # of served policies some can be missing
     ours = responses[responses["trial_id"].isin(labelled_trials)]
     theirs = responses.loc[responses["trial_id"] == sft, [*_ITEM, "response"]]
     pairs = ours.merge(theirs.rename(columns={"response": "baseline"}), on=_ITEM)

@@ -93,7 +93,7 @@ def _arena_hard(answers: Answers, folder: Path) -> list[Path]:
                 {"role": "assistant", "content": {"answer": answer_text(row)}},
             ],
             "tstamp": answers.created_at,
-            "metadata": {"token_len": int(row["tokens"]), **_markdown(answer_text(row))},
+            "metadata": {**_token_count(row), **_markdown(answer_text(row))},
         }
         for row in rows
     ]
@@ -112,6 +112,11 @@ def _arena_hard(answers: Answers, folder: Path) -> list[Path]:
         paths.append(bench / "question.jsonl")
         _write(paths[1], _json_lines(questions))
     return paths
+
+
+def _token_count(row: dict[str, Any]) -> dict[str, int]:
+    """The answer's tokens; nothing if the endpoint of a served policy counted none."""
+    return {} if row["tokens"] != row["tokens"] or row["tokens"] is None else {"token_len": int(row["tokens"])}
 
 
 def _markdown(text: str) -> dict[str, dict[str, int]]:

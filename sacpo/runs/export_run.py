@@ -54,6 +54,11 @@ def export_policy(
     results, plan = load_folder(folder), read_kept_plan(folder)
     trial = _find_trial(plan, name)
     _check_empty(out)
+    if trial.method == "served":
+        raise SacpoError(
+            f"{trial.label} is served elsewhere: the sweep has its answers, but no weights to export; ask who serves "
+            "it for them, or export its answers: sacpo export RESULTS --answers alpaca_eval --out OUT"
+        )
     if not trial.policy:
         raise SacpoError(f"{trial.label} is a sentinel: it has answers, but no policy to export")
     choice = certificate_of(results, constraints)
@@ -167,7 +172,7 @@ def _find_trial(plan: Plan, name: str) -> Trial:
 
 
 def export_answers(location: ResultsLocation, answer_format: Format, out: Path) -> list[Path]:
-    """Write every policy's answers in the format of another evaluation harness.
+    """Write every policy's answers in the format of another evaluation harness; missing answers are left out.
 
     Args:
         location: The results folder. Neither its store nor a model is needed.
@@ -185,12 +190,13 @@ def export_answers(location: ResultsLocation, answer_format: Format, out: Path) 
     if results.responses.empty:
         raise SacpoError("no policy has answered yet; run the sweep first")
     created_at = results.sweep.runs[-1].started_at if results.sweep.runs else 0.0
+    answered = results.responses.dropna(subset=["response"])
     answers, names = [], dict[str, str]()
     for trial in results.trials.to_dict("records"):
         name = re.sub(r"[^A-Za-z0-9.=@-]+", "_", trial["label"]).strip("_.") or "policy"
         name = f"{name}-{trial['trial_id']}" if name in names.values() else name
         names[trial["trial_id"]] = name
-        own = results.responses[results.responses["trial_id"] == trial["trial_id"]]
+        own = answered[answered["trial_id"] == trial["trial_id"]]
         for criterion, rows in own.groupby("criterion", sort=False):
             answers.append(
                 Answers(

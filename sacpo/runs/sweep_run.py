@@ -33,11 +33,10 @@ from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.spaces.document import dotted
-from sacpo.spaces.evaluation import LLMJudge
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Space
-from sacpo.spaces.validation import judges
+from sacpo.spaces.validation import endpoints
 from sacpo.store.backends import check_writable
 from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import CorruptOutput, Store
@@ -269,15 +268,15 @@ def _needs_mergekit(plan: Plan) -> bool:
 
 
 def check_keys(space: Space) -> None:
-    """Check that this process has the API keys of all LLM judges.
+    """Check that this process has the API keys of all LLM judges and served policies.
 
     Raises:
         SacpoError: the environment variable of a key is not set.
     """
-    for setting, judge in judges(space):
-        if isinstance(judge, LLMJudge) and judge.api_key_env is not None and not os.environ.get(judge.api_key_env):
+    for setting, owner in endpoints(space):
+        if owner.api_key_env is not None and not os.environ.get(owner.api_key_env):
             raise SacpoError(
-                f"{dotted(setting)}.api_key_env: the environment variable {judge.api_key_env} is not set; put the "
+                f"{dotted(setting)}.api_key_env: the environment variable {owner.api_key_env} is not set; put the "
                 "endpoint's key in it, or set api_key_env to null for an endpoint that needs none"
             )
 
@@ -300,7 +299,8 @@ def retract_unusable(plan: Plan, store: Store) -> list[str]:
         except CorruptOutput as error:
             lines.append(f"{step.label}: {error}")
             continue
-        undecided = record.metrics.undecided if isinstance(record.metrics, JudgeMetrics) else 0
+        metrics = record.metrics
+        undecided = metrics.undecided - metrics.unanswered if isinstance(metrics, JudgeMetrics) else 0
         if undecided and isinstance(step.payload, JudgePayload) and step.payload.judge.calls_endpoint:
             reason = f"{undecided} verdicts are missing"
             store.retract(step_id, reason)

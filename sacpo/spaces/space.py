@@ -34,6 +34,7 @@ from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.preview import Preview
 from sacpo.spaces.report import Report
 from sacpo.spaces.search import Search
+from sacpo.spaces.served import ServedPolicy
 from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
 
@@ -359,6 +360,11 @@ class Space(Strict):
     )
     merges: list[Merge] = Field(
         default_factory=list, description="merges of policies; every combination becomes a trial; the default is none"
+    )
+    served: dict[Name, ServedPolicy] = Field(
+        default_factory=dict,
+        description="policies behind OpenAI-compatible endpoints by name, for comparison: each is a trial; the default "
+        "is none",
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         default_factory=lambda: [0], min_length=1, description="training seeds; each gives every trial; default [0]"

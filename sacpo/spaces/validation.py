@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from typing import assert_never
+from typing import assert_never, get_args
 
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.choice_checks import check_constraints, check_racing
 from sacpo.spaces.document import Report, Setting, dotted
-from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, TrainedJudge
+from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, Sentinel, TrainedJudge
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.methods import METHODS
+from sacpo.spaces.served import ServedPolicy
 from sacpo.spaces.space import (
     ChainGrid,
     Demonstrations,
@@ -44,6 +45,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_model(space, report)
     _check_loading(space, report)
     _check_judges(space, report)
+    _check_served(space, report)
     _check_overrides(space, report)
     _check_resources(space, report)
     _check_batches(space, report)
@@ -61,6 +63,14 @@ def judges(space: Space) -> list[tuple[Setting, JudgeSettings]]:
         result.append((("evaluation", name, "judge"), criterion.judge))
         result += [(("evaluation", name, "panel", member), judge) for member, judge in criterion.panel.items()]
     return result
+
+
+def endpoints(space: Space) -> list[tuple[Setting, LLMJudge | ServedPolicy]]:
+    """All settings of a space that name an endpoint, each with its path: LLM judges, and policies served elsewhere."""
+    found: list[tuple[Setting, LLMJudge | ServedPolicy]] = [
+        (setting, judge) for setting, judge in judges(space) if isinstance(judge, LLMJudge)
+    ]
+    return [*found, *((("served", name), policy) for name, policy in space.served.items())]
 
 
 def known_objectives(space: Space, objective: str) -> str:
@@ -201,8 +211,8 @@ def _check_judges(space: Space, report: Report) -> None:
             _check_trained_judge(space, setting, judge, report)
         if judge.verdicts == "probabilities":
             _check_probabilities(setting, judge, report)
-        if isinstance(judge, LLMJudge):
-            _check_endpoint(setting, judge, report)
+    for setting, owner in endpoints(space):
+        _check_endpoint(setting, owner, report)
     if trained and space.data.judge_fraction == 0:
         report(
             ("data", "judge_fraction"),
@@ -230,14 +240,28 @@ def _check_trained_judge(space: Space, setting: Setting, judge: TrainedJudge, re
         report(setting, "learns from preference files, but the data is synthetic; use the gold judge")
 
 
-def _check_endpoint(setting: Setting, judge: LLMJudge, report: Report) -> None:
-    url = judge.base_url
+def _check_served(space: Space, report: Report) -> None:
+    names: dict[tuple[str, str], str] = {}
+    for name, policy in space.served.items():
+        if name in ("sft", *get_args(Sentinel)):
+            report(("served", name), "is the name of another trial; give the policy another name")
+        first = names.setdefault((policy.model, policy.revision), name)
+        if first != name:
+            report(
+                ("served", name),
+                f"has the model and the revision of served.{first}, so that its answers would be taken for the same; "
+                "give them different revisions, or leave one out",
+            )
+
+
+def _check_endpoint(setting: Setting, owner: LLMJudge | ServedPolicy, report: Report) -> None:
+    url = owner.base_url
     if url is not None and not url.startswith(("http://", "https://")):
         report((*setting, "base_url"), f"{url!r} must begin with http:// or https:// (most URLs end in /v1)")
     elif url is not None and "@" in url:
         report((*setting, "base_url"), "holds a user name or a key; give keys through the environment (api_key_env)")
-    prices = judge.calls.price_prompt, judge.calls.price_completion
-    if judge.calls.max_spend is not None and (None in prices or not any(prices)):
+    prices = owner.calls.price_prompt, owner.calls.price_completion
+    if owner.calls.max_spend is not None and (None in prices or not any(prices)):
         report(
             (*setting, "calls", "max_spend"),
             "needs prices above 0 to add up the cost; give calls.price_prompt and calls.price_completion",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -53,6 +53,8 @@ _SCHEMA = pa.schema(
 def run(job: Job[JudgePayload]) -> StepReport:
     """Judge both sides' answers, paired by prompt and sample. The baseline against itself is the A/A canary.
 
+    A pair of which an answer is missing is not judged; its verdict is `unavailable`, with the reason.
+
     Raises:
         StepError: the two sides did not answer the same prompts, or by the A/A canary the judge is biased.
     """
@@ -64,16 +66,29 @@ def run(job: Job[JudgePayload]) -> StepReport:
     if _is_stopped(job):
         report.metrics = write_verdicts(job, [], []).model_copy(update={"not_asked": stop - start})
         return report
-    verdicts = make_judge(job, report, ask_equal=is_a_a)(pairs[start:stop])
-    report.metrics = write_verdicts(job, pairs[start:stop], verdicts)
+    pairs, missing = pairs[start:stop], _missing(job)
+    answered = [i for i, pair in enumerate(pairs) if (pair.prompt_id, pair.sample) not in missing]
+    judged = make_judge(job, report, ask_equal=is_a_a)([pairs[i] for i in answered]) if answered else []
+    verdicts = [replace(verdict, pair=answered[verdict.pair]) for verdict in judged]
+    verdicts += [
+        Verdict(i, "none", 0, "unavailable", f"a policy gave no answer: {missing[key]}", attempts=0)
+        for i, pair in enumerate(pairs)
+        if (key := (pair.prompt_id, pair.sample)) in missing
+    ]
+    verdicts.sort(key=lambda verdict: verdict.pair)
+    metrics = write_verdicts(job, pairs, verdicts)
+    report.metrics = metrics.model_copy(update={"unanswered": len(pairs) - len(answered)})
     report.ended_at = time.time()
     if is_a_a:
-        _check_even(verdicts, pairs[start:stop])
+        _check_even(verdicts, pairs)
     return report
 
 
 def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
-    """Both sides' answers without the thoughts of a reasoning model, which are no part of the answer."""
+    """Both sides' answers without the thoughts of a reasoning model, which are no part of the answer.
+
+    A missing answer is empty here (`_missing`).
+    """
     ours, theirs = (pq.read_table(job.parents[side] / RESPONSES).to_pylist() for side in ("answers", "baseline"))
     if [_key(row) for row in ours] != [_key(row) for row in theirs]:
         raise StepError("the policy and the baseline did not answer the same prompts")
@@ -83,11 +98,17 @@ def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
             a["category"],
             a["sample"],
             a["prompt"],
-            without_thoughts(a["response"]),
-            without_thoughts(b["response"]),
+            without_thoughts(a["response"] or ""),
+            without_thoughts(b["response"] or ""),
         )
         for a, b in zip(ours, theirs, strict=True)
     ]
+
+
+def _missing(job: Job[JudgePayload]) -> dict[tuple[str, int], str]:
+    """(prompt id, sample) of each pair of which an answer is missing, and the reason."""
+    rows = [row for side in ("answers", "baseline") for row in pq.read_table(job.parents[side] / RESPONSES).to_pylist()]
+    return {_key(row): row["missing"] for row in rows if row["response"] is None}
 
 
 def _of_round(pairs: list[AnswerPair], this_round: Round | None) -> list[AnswerPair]:
