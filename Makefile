@@ -14,12 +14,14 @@ UV_INSTALL = export UV_DEFAULT_INDEX="$(call pip_setting,index-url)" UV_INDEX="$
 	UV_FIND_LINKS="$(call pip_setting,find-links)" SSL_CERT_FILE="$(call pip_setting,cert)"; \
 	$(BIN)/uv pip install --quiet --index-strategy unsafe-best-match --python $(BIN)/python
 
-# The environment is built once, and again when one of these two files changes.
+# The environment is built once, and again when one of these two files changes. uv compiles nothing: what a sweep imports is
+# compiled now, since a shell may keep Python from it later.
 environment: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt uv
 	@$(UV_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import deepspeed, ray.train, ray.tune, sacpo.steps.generate, sacpo.steps.train" 2> /dev/null
 	touch $@
 
 sweep: environment

@@ -205,7 +205,7 @@ def test_the_interval_of_the_calibration_error_covers_it_and_narrows(temperature
         won = rng.random(pairs) < expit(margins / temperature)
         return calibrate(np.where(won, margins, -margins), smallest_sample=pairs + 1)  # the temperature stays 1
 
-    truth = simulated(200_000).error
+    truth = simulated(5_000).error
     few, many = ([simulated(pairs) for _ in range(30)] for pairs in (40, 400))
     for results in (few, many):
         assert np.mean([each.error_low - 0.005 <= truth <= each.error_high for each in results]) > 0.8

@@ -21,7 +21,7 @@ from sacpo.spaces.space import Space
 
 LOOKS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)
 """Shares of the prompts after which a race looks at the verdicts (simulated by `python -m tests.benchmarks.racing`)."""
-MOST_LOST = 0.02
+MOST_LOST = 0.015
 """Expected number of policies that all races of a sweep together stop although they would have got there."""
 PREVIOUS = "race"
 """Role of the race before."""

@@ -22,6 +22,11 @@ class Stored(BaseModel):
 class Metrics(Stored):
     """Measured numbers of a step; each kind has a model of its own."""
 
+    @property
+    def outcome(self) -> str:
+        """What is worth a word when the step has ended; usually nothing."""
+        return ""
+
 
 class ModelMetrics(Metrics):
     """Sizes of the base model, and what its own model card says; None where it says nothing.
@@ -225,6 +230,11 @@ class RaceMetrics(Metrics):
 
     compared: int
     stopped: int
+
+    @property
+    def outcome(self) -> str:
+        """How many policies the race stopped."""
+        return f"{self.stopped} of {self.compared} policies judged no further"
 
 
 class Fooled(Metrics):

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from sacpo.statistics.win_rate import CONFIDENCE, RESAMPLES, SEED
+from sacpo.statistics.win_rate import CONFIDENCE, MAX_ARRAY_SIZE, RESAMPLES, SEED
 
 Array = NDArray[np.float64]
 
@@ -122,11 +122,14 @@ def _error_bounds(differences: Array, temperature: float, error: float) -> tuple
     is_right = expit(np.abs(differences) / temperature)
     generator = np.random.default_rng(SEED)
     resampled, calibrated = np.empty(RESAMPLES), np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = np.bincount(generator.integers(0, n, n), minlength=n)
-        resampled[i] = np.abs(drawn @ gaps).sum() / (2 * n)
-        won = generator.random(n) < is_right
-        calibrated[i] = np.abs(won @ right + ~won @ wrong).sum() / (2 * n)
+    rows = max(1, MAX_ARRAY_SIZE // n)
+    for part in (slice(start, min(start + rows, RESAMPLES)) for start in range(0, RESAMPLES, rows)):
+        count = part.stop - part.start
+        drawn = generator.integers(0, n, (count, n)) + n * np.arange(count)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        resampled[part] = np.abs(counts.astype(float) @ gaps).sum(axis=1) / (2 * n)
+        won = (generator.random((count, n)) < is_right).astype(float)
+        calibrated[part] = np.abs(won @ (right - wrong) + wrong.sum(axis=0)).sum(axis=1) / (2 * n)
     tail = (1 - CONFIDENCE) / 2
     low, high = 2 * error - np.quantile(resampled, [1 - tail, tail])
     if error <= np.quantile(calibrated, 1 - tail):
