@@ -12,9 +12,16 @@ NAN = float("nan")
 
 
 def simulated_verdicts(
-    rng: np.random.Generator, trials: int, prompts: int, coefficient: float = 1.0, confounding: float = 0.0
+    rng: np.random.Generator,
+    trials: int,
+    prompts: int,
+    coefficient: float = 1.0,
+    confounding: float = 0.0,
+    on_these_prompts: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Scores, trials, prompts and length differences of policies of several lengths; the true rates at equal length.
+
+    The true rates are the means over all prompts that there could be, or over these alone.
 
     Prompts differ in difficulty by a standard deviation of 1.5 in log odds; `confounding` is the additional length that
     one unit of it brings. Each pair of answers is judged twice.
@@ -25,7 +32,7 @@ def simulated_verdicts(
     lengths += confounding * difficulty[prompt]
     logits = strength[trial] + difficulty[prompt] + coefficient * np.tanh(lengths / lengths.std())
     scores = (rng.random(trial.size) < expit(logits)).astype(float)
-    truth = expit(strength[:, None] + rng.normal(0, 1.5, 100_000)).mean(axis=1)
+    truth = expit(strength[:, None] + (difficulty if on_these_prompts else rng.normal(0, 1.5, 100_000))).mean(axis=1)
     return scores, trial, prompt, lengths, truth
 
 
@@ -53,6 +60,18 @@ def test_rates_at_equal_length_are_nearer_to_the_truth_than_plain_ones_and_their
     assert controlled < 0.8 * raw_error
     assert controlled < 0.8 * average_error
     assert np.mean(covered) > 0.8
+
+
+def test_with_the_prompts_of_alpacaeval_the_rates_are_a_point_from_the_truth_and_plainer_ones_several() -> None:
+    simulated = simulated_verdicts(np.random.default_rng(19), 12, 805, confounding=30, on_these_prompts=True)
+    scores, trials, prompts, lengths, truth = simulated
+    rates = length_controlled(scores, trials, prompts, lengths).rates
+    raw = [scores[trials == i].mean() for i in range(12)]
+    values = [[rates[str(i)].value for i in range(12)], raw, at_the_average_prompt(scores, trials, lengths)]
+    controlled, raw_error, average_error = np.abs(np.array(values) - truth).mean(axis=1)
+    assert controlled < 0.015
+    assert raw_error > 0.03
+    assert average_error > 0.03
 
 
 def test_the_mean_over_prompts_is_not_the_rate_at_the_average_prompt() -> None:
