@@ -92,7 +92,7 @@ def test_every_kind_has_a_function_that_exists(name: str) -> None:
 
 
 def test_every_planned_step_is_of_a_kind_and_comes_back_from_json_as_it_was() -> None:
-    plan = make_plan(space())
+    plan = make_plan(space(served={"gpt": {"model": "m", "api_key_env": None}}))
     only_elsewhere = {"inspection", "race"}  # of real models, and of sweeps that race
     assert {step.kind for step in plan.steps.values()} == set(KINDS) - only_elsewhere
     for step in plan.steps.values():
