@@ -9,10 +9,13 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: sweep test test-slow test-all lint schema docs environment
 
 # uv installs in half a minute what takes pip six. It reads no settings of pip, so it gets them here: where packages are.
+# Where that is not enough, pip installs.
 pip_setting = $$($(BIN)/pip config list | sed -n "s/^[a-z:]*\.$(1)='\(.*\)'$$/\1/p" | tail -1)
 UV_INSTALL = export UV_DEFAULT_INDEX="$(call pip_setting,index-url)" UV_INDEX="$(call pip_setting,extra-index-url)" \
-	UV_FIND_LINKS="$(call pip_setting,find-links)" SSL_CERT_FILE="$(call pip_setting,cert)"; \
+	UV_FIND_LINKS="$(call pip_setting,find-links)" SSL_CERT_FILE="$(call pip_setting,cert)" UV_HTTP_TIMEOUT=180; \
 	$(BIN)/uv pip install --quiet --index-strategy unsafe-best-match --python $(BIN)/python
+
+PROJECT := --constraint constraints.txt --editable '.[dev]'
 
 # The environment is built once, and again when one of these two files changes. uv compiles nothing: what a sweep imports is
 # compiled now, since a shell may keep Python from it later.
@@ -20,8 +23,8 @@ environment: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt uv
-	@$(UV_INSTALL) --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c "import deepspeed, ray.train, ray.tune, sacpo.steps.generate, sacpo.steps.train" 2> /dev/null
+	@$(UV_INSTALL) $(PROJECT) || $(BIN)/pip install --quiet $(PROJECT)
+	$(BIN)/python -c "import deepspeed, ray.train, ray.tune, sacpo.steps.generate, sacpo.steps.train"
 	touch $@
 
 sweep: environment
