@@ -199,7 +199,7 @@ def test_a_race_stops_what_has_no_chance_and_compares_no_failed_trial(tmp_path: 
     made = race_job(tmp_path, RACE_FOR_FRONT)
     result = carry_out(made)
     assert result.metrics == RaceMetrics(compared=3, stopped=1)
-    assert result.metrics.outcome == "1 of 3 policies judged no further"
+    assert result.metrics.remark == "1 of 3 policies judged no further"
     assert list(read_stopped(made.folder)) == ["inside"]  # with `undecided` or `failed` in it, no other would be left
     assert set(json.loads((made.folder / RACE).read_text())["chances"]) == {"good", "safe", "inside"}
 

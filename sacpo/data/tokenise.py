@@ -222,10 +222,11 @@ def _rendered(
     if template != "chat":
         return examples, texts, refused
     lost = [lost_turn(example["prompt"], text) for example, text in zip(examples, texts, strict=False)]
+    if not any(lost):
+        return examples, texts, refused
     refused.update(f"left out by the chat template: {role} message" for role in lost if role)
-    whole = [i for i, role in enumerate(lost) if not role]
-    texts = [texts[start + i] for start in range(0, len(texts), max(1, len(examples))) for i in whole]
-    return [examples[i] for i in whole], texts, refused
+    whole = [example for example, role in zip(examples, lost, strict=True) if not role]
+    return whole, _texts(whole, fields, tokenizer, template), refused
 
 
 def _texts(

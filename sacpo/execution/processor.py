@@ -14,11 +14,7 @@ _FAST_BFLOAT16 = frozenset(("avx512bw", "avx512_bf16", "amx_bf16", "bf16"))
 
 
 def number_format_note(space: Space) -> str:
-    """A note if a sweep computes in bfloat16 on a processor without instructions for it; empty otherwise.
-
-    On one with AVX2 alone, a matrix product of 1000 rows takes nine times as long as in float32, and a training step
-    with it thirteen times (torch 2.13).
-    """
+    """A note if a sweep computes in bfloat16 on a processor without instructions for it; empty otherwise."""
     if space.resources.gpus_per_worker or space.model.dtype != "bfloat16" or has_fast_bfloat16():
         return ""
     return (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sacpo.hashing import canonical, content_id
-from sacpo.judges.chat_client import Attempt, ChatClient
+from sacpo.judges.chat_client import Attempt, ChatClient, Connection, connection_fields
 from sacpo.judges.completions import Completion
 from sacpo.judges.ledger import ANSWER, Ledger, Meter
 from sacpo.judges.llm import CallStats, Reply, refuse_cut_prompts, replies_to
@@ -25,38 +25,20 @@ from sacpo.spaces.served import ServedPolicy
 
 
 @dataclass(frozen=True)
-class AnswerEndpoint:
+class AnswerEndpoint(Connection):
     """A served policy and the settings of its calls.
 
     Attributes:
-        model: Name of the model at the endpoint.
-        revision: Version of the weights, as the user names it; a part of the identity of answers.
         max_tokens: Largest number of tokens of an answer.
         temperature: Sampling temperature.
         top_p: Probability mass of nucleus sampling; 1 sends none.
         seed: Seed of each prompt's first sample; that of sample n is seed + n.
-        base_url: URL of the OpenAI-compatible API, usually ending in /v1; None means OpenAI's own.
-        api_key_env: Environment variable that holds the key; None if the endpoint needs no key.
-        concurrency: Largest number of concurrent calls of all processes that share a folder of slots.
-        timeout_s: Seconds until an HTTP attempt is given up.
-        attempts: Largest number of HTTP attempts of one call.
-        price_prompt: Price of a million prompt tokens.
-        price_completion: Price of a million completion tokens.
     """
 
-    model: str
-    revision: str = ""
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    base_url: str | None = None
-    api_key_env: str | None = None
-    concurrency: int = 16
-    timeout_s: float = 60.0
-    attempts: int = 8
-    price_prompt: float = 0.0
-    price_completion: float = 0.0
 
     def sampling(self) -> dict[str, Any]:
         """The parameters that decide how an answer is drawn, as they are requested."""
@@ -152,29 +134,19 @@ def answers(
             flight were completed and their answers stored.
     """
     calls = policy.calls
-    prices = calls.price_prompt or 0.0, calls.price_completion or 0.0
     endpoint = AnswerEndpoint(
-        model=policy.model,
-        revision=policy.revision,
+        **connection_fields(policy),
         max_tokens=generation.max_new_tokens,
         temperature=generation.temperature,
         top_p=generation.top_p,
         seed=generation.seed,
-        base_url=policy.base_url,
-        api_key_env=policy.api_key_env,
-        concurrency=calls.concurrency,
-        timeout_s=calls.timeout,
-        attempts=calls.attempts,
-        price_prompt=prices[0],
-        price_completion=prices[1],
     )
     identity = endpoint.identity()
     keys = {hashlib.sha256(canonical([identity, q.prompt, q.sample]).encode()).hexdigest(): q for q in questions}
-    address = {"model": endpoint.model, "base_url": endpoint.base_url}
-    budget = ledger / "runs" / run / content_id("answers", address)
-    meter = Meter(budget, calls.max_calls, calls.max_spend, prices, ("calls for answers", "answers"))
+    budget = ledger / "runs" / run / content_id("answers", endpoint.address)
+    meter = Meter(budget, calls.max_calls, calls.max_spend, endpoint.prices, ("calls for answers", "answers"))
     book = Ledger(ledger / content_id("answers", identity), f"{writer}-{run[:8]}-{os.getpid()}")
-    slots = ledger / "runs" / run / content_id("endpoint", address)
+    slots = ledger / "runs" / run / content_id("endpoint", endpoint.address)
     replies, _, stats = replies_to(
         keys, endpoint, lambda accepted: AnswerClient(endpoint, accepted), book, meter, slots
     )

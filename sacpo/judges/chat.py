@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sacpo.hashing import content_id
+from sacpo.judges.chat_client import connection_fields
 from sacpo.judges.ledger import Ledger, Meter
 from sacpo.judges.llm import Call, CallStats, Endpoint, Reply, ask
 from sacpo.judges.token_probabilities import VerdictProbabilities
@@ -38,10 +39,8 @@ def chat(
         ask_equal: Whether two equal answers are asked about too; otherwise they are a tie without a call.
     """
     calls = judge.calls
-    prices = calls.price_prompt or 0.0, calls.price_completion or 0.0
     endpoint = Endpoint(
-        model=judge.model,
-        revision=judge.revision,
+        **connection_fields(judge),
         temperature=judge.temperature,
         max_tokens=judge.max_tokens,
         seed=judge.seed,
@@ -50,18 +49,10 @@ def chat(
         reasons=judge.reasons,
         probabilities=judge.verdicts == "probabilities",
         rubric=rubric,
-        base_url=judge.base_url,
-        api_key_env=judge.api_key_env,
-        concurrency=calls.concurrency,
-        timeout_s=calls.timeout,
-        attempts=calls.attempts,
-        price_prompt=prices[0],
-        price_completion=prices[1],
     )
-    address = {"model": endpoint.model, "base_url": endpoint.base_url}
-    budget = content_id("judge", {**address, "criterion": criterion})
-    meter = Meter(ledger / "runs" / run / budget, calls.max_calls, calls.max_spend, prices)
-    slots = ledger / "runs" / run / content_id("endpoint", address)
+    budget = content_id("judge", {**endpoint.address, "criterion": criterion})
+    meter = Meter(ledger / "runs" / run / budget, calls.max_calls, calls.max_spend, endpoint.prices)
+    slots = ledger / "runs" / run / content_id("endpoint", endpoint.address)
 
     def judge_pairs(pairs: list[AnswerPair]) -> list[Verdict]:
         equal = [i for i, pair in enumerate(pairs) if pair.policy == pair.baseline and not ask_equal]

@@ -11,8 +11,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import openai
 
@@ -22,6 +22,7 @@ from sacpo.judges.keys import key_source, secret_from
 from sacpo.judges.ledger import QuotaExceeded
 from sacpo.judges.refusals import Refusal, read_error, retry_after_seconds
 from sacpo.judges.token_probabilities import VerdictProbabilities
+from sacpo.spaces.endpoint import EndpointSettings
 
 UNKNOWN_REFUSALS = 3
 """Fewest calls, and at least those in flight, that an endpoint refuses for unknown reasons before it has answered any;
@@ -35,40 +36,55 @@ ReplyOutcome = Literal["first", "second", "tie", "answer", "unparsable", "unavai
 reply."""
 
 
-class Connection(Protocol):
-    """How an endpoint is reached, and the limits of its calls: a judge's or a served policy's settings have them."""
+@dataclass(frozen=True)
+class Connection:
+    """How an endpoint is reached, and the limits of its calls.
+
+    Attributes:
+        model: Name of the model at the endpoint.
+        revision: Version of the weights, as the user names it; a part of the identity of replies.
+        base_url: URL of the OpenAI-compatible API, usually ending in /v1; None means OpenAI's own.
+        api_key_env: Environment variable that holds the key; None if the endpoint needs no key.
+        concurrency: Largest number of concurrent calls of all processes that share a folder of slots.
+        timeout_s: Seconds until an HTTP attempt is given up.
+        attempts: Largest number of HTTP attempts of one call.
+        price_prompt: Price of a million prompt tokens.
+        price_completion: Price of a million completion tokens.
+    """
+
+    model: str
+    _: KW_ONLY
+    revision: str = ""
+    base_url: str | None = None
+    api_key_env: str | None = None
+    concurrency: int = 16
+    timeout_s: float = 60.0
+    attempts: int = 8
+    price_prompt: float = 0.0
+    price_completion: float = 0.0
 
     @property
-    def model(self) -> str:
-        """Name of the model at the endpoint."""
+    def address(self) -> dict[str, Any]:
+        """What the limits of calls are counted for."""
+        return {"model": self.model, "base_url": self.base_url}
 
     @property
-    def base_url(self) -> str | None:
-        """URL of the API; None means OpenAI's own."""
+    def prices(self) -> tuple[float, float]:
+        """Price of a million prompt tokens and of a million completion tokens."""
+        return self.price_prompt, self.price_completion
 
-    @property
-    def api_key_env(self) -> str | None:
-        """Environment variable that holds the key; None if there is none."""
 
-    @property
-    def concurrency(self) -> int:
-        """Largest number of calls at once."""
-
-    @property
-    def timeout_s(self) -> float:
-        """Seconds of an HTTP attempt."""
-
-    @property
-    def attempts(self) -> int:
-        """Largest number of HTTP attempts of a call."""
-
-    @property
-    def price_prompt(self) -> float:
-        """Price of a million prompt tokens."""
-
-    @property
-    def price_completion(self) -> float:
-        """Price of a million completion tokens."""
+def connection_fields(settings: EndpointSettings) -> dict[str, Any]:
+    """The fields of `Connection` as a space sets them; a price that is unknown is 0."""
+    calls = settings.calls
+    return {
+        **settings.model_dump(include={"model", "revision", "base_url", "api_key_env"}),
+        "concurrency": calls.concurrency,
+        "timeout_s": calls.timeout,
+        "attempts": calls.attempts,
+        "price_prompt": calls.price_prompt or 0.0,
+        "price_completion": calls.price_completion or 0.0,
+    }
 
 
 @dataclass(frozen=True)

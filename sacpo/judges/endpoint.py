@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from sacpo.errors import StepError
-from sacpo.judges.chat_client import OPENAI_URL, Attempt, ChatClient, ReplyOutcome
+from sacpo.judges.chat_client import OPENAI_URL, Attempt, ChatClient, Connection, ReplyOutcome
 from sacpo.judges.completions import Completion
 from sacpo.judges.no_verdict import explain
 from sacpo.judges.refusals import SYSTEM
@@ -20,15 +20,11 @@ NO_PROBABILITIES = "the probability of the verdict is not known: its token is no
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(Connection):
     """A judge model and the settings of its calls.
 
     Attributes:
-        model: Name of the model at the endpoint.
         rubric: Text that explains what makes an answer better.
-        revision: Version of the weights, as the user names it; a part of the identity of verdicts.
-        base_url: URL of the OpenAI-compatible API, usually ending in /v1; None means OpenAI's own.
-        api_key_env: Environment variable that holds the key; None if the endpoint needs no key.
         temperature: Sampling temperature. None sends none, for models that accept only their default.
         max_tokens: Largest number of tokens of a reply, thoughts included; a longer reply is truncated and counts as
             unparsable. None sends none.
@@ -37,18 +33,9 @@ class Endpoint:
         system_role: Role of the message with the instructions; None puts them into the user's message.
         reasons: Whether the judge writes its reasons before the verdict.
         probabilities: Whether the probability of each verdict is read from the reply's token log-probabilities.
-        concurrency: Largest number of concurrent calls of all processes that share a folder of slots.
-        timeout_s: Seconds until an HTTP attempt is given up.
-        attempts: Largest number of HTTP attempts of one call.
-        price_prompt: Price of a million prompt tokens.
-        price_completion: Price of a million completion tokens.
     """
 
-    model: str
     rubric: str
-    revision: str = ""
-    base_url: str | None = None
-    api_key_env: str | None = None
     temperature: float | None = 0.0
     max_tokens: int | None = 1024
     seed: int | None = None
@@ -56,11 +43,6 @@ class Endpoint:
     system_role: str | None = "system"
     reasons: bool = True
     probabilities: bool = False
-    concurrency: int = 16
-    timeout_s: float = 60.0
-    attempts: int = 8
-    price_prompt: float = 0.0
-    price_completion: float = 0.0
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change a verdict; the address and the limits of calls cannot."""

@@ -94,6 +94,12 @@ class CallStats:
     spend: float = 0.0
     left_out: set[str] = field(default_factory=set)
 
+    def facts(self) -> dict[str, Any]:
+        """The fields of `sacpo.planning.records.EndpointEffective`."""
+        names = ("calls", "from_ledger", "prompt_tokens", "completion_tokens", "spend")
+        listed = {name: tuple(sorted(getattr(self, name))) for name in ("models", "fingerprints", "left_out")}
+        return listed | {name: getattr(self, name) for name in names}
+
     def add_identity(self, model: str | None, fingerprint: str | None) -> None:
         """Add the model name and the fingerprint of a reply; None is skipped."""
         self.models |= {model} if model else set()
@@ -338,9 +344,9 @@ class _Batch(Generic[C]):
     def _count(self, attempt: Attempt) -> None:
         """Add an attempt to the meter and to the facts about the batch."""
         self.meter.after_call(attempt.prompt_tokens, attempt.completion_tokens)
-        stats, prices = self.stats, (self.connection.price_prompt, self.connection.price_completion)
+        stats = self.stats
         stats.calls += 1
         stats.prompt_tokens += attempt.prompt_tokens
         stats.completion_tokens += attempt.completion_tokens
-        stats.spend += price(attempt.prompt_tokens, attempt.completion_tokens, prices)
+        stats.spend += price(attempt.prompt_tokens, attempt.completion_tokens, self.connection.prices)
         stats.add_identity(attempt.model, attempt.fingerprint)

@@ -23,7 +23,7 @@ class Metrics(Stored):
     """Measured numbers of a step; each kind has a model of its own."""
 
     @property
-    def outcome(self) -> str:
+    def remark(self) -> str:
         """What is worth a word when the step has ended; usually nothing."""
         return ""
 
@@ -232,7 +232,7 @@ class RaceMetrics(Metrics):
     stopped: int
 
     @property
-    def outcome(self) -> str:
+    def remark(self) -> str:
         """How many policies the race stopped."""
         return f"{self.stopped} of {self.compared} policies judged no further"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sacpo.planning.payloads import JudgePayload, Payload
-from sacpo.spaces.evaluation import Generation, LLMJudge
+from sacpo.spaces.endpoint import EndpointSettings
+from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.served import ServedPolicy
 
 
@@ -25,10 +26,10 @@ class ServedPayload(Payload):
         return self.prompts
 
 
-def endpoint_of(payload: Payload) -> LLMJudge | ServedPolicy | None:
+def endpoint_of(payload: Payload) -> EndpointSettings | None:
     """The settings of the endpoint that a step calls; None for a step that calls none."""
     if isinstance(payload, ServedPayload):
         return payload.policy
-    if isinstance(payload, JudgePayload) and isinstance(payload.judge, LLMJudge):
+    if isinstance(payload, JudgePayload) and isinstance(payload.judge, EndpointSettings):
         return payload.judge
     return None

@@ -126,7 +126,7 @@ class Progress:
             self._remaining = None
             if record is not None:
                 self.records[step_id] = record
-                self._line(", ".join(filter(None, [f"{step.label}: {record.seconds:.0f} s", record.metrics.outcome])))
+                self._line(", ".join(filter(None, [f"{step.label}: {record.seconds:.0f} s", record.metrics.remark])))
                 self._notes(record)
             elif failure is not None:
                 self.failures[step_id] = failure.error

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BeforeValidator, Field, field_validator
 
 from sacpo.spaces.base import Fraction, InputPath, LocalPath, ModelPath, Name, OneOrList, Strict, as_list
+from sacpo.spaces.endpoint import EndpointSettings
 from sacpo.spaces.sources import RowSource
 from sacpo.spaces.training import RewardTraining
 
@@ -172,46 +173,13 @@ class TrainedJudge(JudgeBase):
     seed: int = Field(0, ge=0, description="seed of the order of examples and of the new output layer; default 0")
 
 
-class Calls(Strict):
-    """Limits and prices of an endpoint. No setting here changes a verdict, so none changes a step's id."""
-
-    concurrency: int = Field(
-        16, ge=1, description="calls in flight at the same time, over all steps of the sweep; default 16"
-    )
-    timeout: float = Field(60.0, gt=0, description="seconds that one HTTP attempt may take; default 60")
-    attempts: int = Field(
-        8, ge=1, description="HTTP attempts before a verdict counts as unavailable or unparsable; default 8"
-    )
-    max_calls: int | None = Field(
-        None, ge=1, description="HTTP attempts that one run of the sweep may make; null means no limit"
-    )
-    max_spend: float | None = Field(
-        None, gt=0, description="cost that one run may reach, in the currency of the prices; null means no limit"
-    )
-    price_prompt: float | None = Field(None, ge=0, description="price of one million prompt tokens; null means unknown")
-    price_completion: float | None = Field(
-        None, ge=0, description="price of one million completion tokens; null means unknown"
-    )
-
-
-class LLMJudge(JudgeBase):
+class LLMJudge(EndpointSettings, JudgeBase):
     """A chat model behind an OpenAI-compatible endpoint, asked in both presentation orders."""
 
     calls_endpoint: ClassVar[bool] = True
-    not_hashed: ClassVar[frozenset[str]] = frozenset({"rubric", "base_url", "api_key_env", "calls"})
+    not_hashed: ClassVar[frozenset[str]] = EndpointSettings.not_hashed | {"rubric"}
 
     kind: Literal["llm"] = Field(description="a chat model behind an OpenAI-compatible endpoint")
-    model: str = Field(min_length=1, description="name of the model at the endpoint")
-    revision: str = Field(
-        "", description="version of the weights, as you name it; verdicts of another revision are not reused"
-    )
-    base_url: str | None = Field(
-        None, description="URL of the endpoint, such as http://HOST/v1; null means OpenAI's own endpoint"
-    )
-    api_key_env: str | None = Field(
-        "OPENAI_API_KEY",
-        description="environment variable that holds the API key; null for an endpoint that needs none",
-    )
     rubric: Annotated[str | None, InputPath()] = Field(
         None,
         description="text file that explains what makes an answer better; relative to the space file; "
@@ -239,7 +207,6 @@ class LLMJudge(JudgeBase):
         "system", description="role of the message with the instructions; null puts them into the user's message"
     )
     repeats: int = Field(1, ge=1, description="calls per pair and presentation order; default 1")
-    calls: Calls = Field(Calls(), description="limits and prices of the endpoint")
 
 
 class AnnotationsJudge(JudgeBase):

@@ -8,10 +8,10 @@ from typing import assert_never, get_args
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.choice_checks import check_constraints, check_racing
 from sacpo.spaces.document import Report, Setting, dotted
-from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, NoisyJudge, PromptSource, Sentinel, TrainedJudge
+from sacpo.spaces.endpoint import EndpointSettings
+from sacpo.spaces.evaluation import JudgeSettings, NoisyJudge, PromptSource, Sentinel, TrainedJudge
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.methods import METHODS
-from sacpo.spaces.served import ServedPolicy
 from sacpo.spaces.space import (
     ChainGrid,
     Demonstrations,
@@ -65,12 +65,10 @@ def judges(space: Space) -> list[tuple[Setting, JudgeSettings]]:
     return result
 
 
-def endpoints(space: Space) -> list[tuple[Setting, LLMJudge | ServedPolicy]]:
+def endpoints(space: Space) -> list[tuple[Setting, EndpointSettings]]:
     """All settings of a space that name an endpoint, each with its path: LLM judges, and policies served elsewhere."""
-    found: list[tuple[Setting, LLMJudge | ServedPolicy]] = [
-        (setting, judge) for setting, judge in judges(space) if isinstance(judge, LLMJudge)
-    ]
-    return [*found, *((("served", name), policy) for name, policy in space.served.items())]
+    of_judges = ((setting, judge) for setting, judge in judges(space) if isinstance(judge, EndpointSettings))
+    return [*of_judges, *((("served", name), policy) for name, policy in space.served.items())]
 
 
 def known_objectives(space: Space, objective: str) -> str:
@@ -254,7 +252,7 @@ def _check_served(space: Space, report: Report) -> None:
             )
 
 
-def _check_endpoint(setting: Setting, owner: LLMJudge | ServedPolicy, report: Report) -> None:
+def _check_endpoint(setting: Setting, owner: EndpointSettings, report: Report) -> None:
     url = owner.base_url
     if url is not None and not url.startswith(("http://", "https://")):
         report((*setting, "base_url"), f"{url!r} must begin with http:// or https:// (most URLs end in /v1)")

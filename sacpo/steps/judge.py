@@ -26,6 +26,7 @@ from sacpo.planning.records import JudgeEffective, JudgeMetrics, TrainMetrics
 from sacpo.spaces.evaluation import AnnotationsJudge, GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
 from sacpo.statistics.win_rate import estimates, prompt_means
 
+_Row = dict[str, Any]
 _A_A_CONFIDENCE = 0.999  # a sound judge is stopped once in a thousand times
 SKIP = "--skip-canaries continues without this check"
 """The way out of every canary."""
@@ -60,13 +61,15 @@ def run(job: Job[JudgePayload]) -> StepReport:
     """
     report = StepReport(effective=JudgeEffective())
     is_a_a = job.parents["answers"] == job.parents["baseline"]
-    pairs = _of_round(_pairs(job), job.payload.round)
+    ours, theirs = _answers(job)
+    pairs = _of_round(_pairs(ours, theirs), job.payload.round)
     index, count = job.shard
     start, stop = (len(pairs) * i // count for i in (index, index + 1))
     if _is_stopped(job):
         report.metrics = write_verdicts(job, [], []).model_copy(update={"not_asked": stop - start})
         return report
-    pairs, missing = pairs[start:stop], _missing(job)
+    pairs = pairs[start:stop]
+    missing = {_key(row): row["missing"] for row in (*ours, *theirs) if row["response"] is None}
     answered = [i for i, pair in enumerate(pairs) if (pair.prompt_id, pair.sample) not in missing]
     judged = make_judge(job, report, ask_equal=is_a_a)([pairs[i] for i in answered]) if answered else []
     verdicts = [replace(verdict, pair=answered[verdict.pair]) for verdict in judged]
@@ -84,14 +87,19 @@ def run(job: Job[JudgePayload]) -> StepReport:
     return report
 
 
-def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
-    """Both sides' answers without the thoughts of a reasoning model, which are no part of the answer.
-
-    A missing answer is empty here (`_missing`).
-    """
+def _answers(job: Job[JudgePayload]) -> tuple[list[_Row], list[_Row]]:
+    """The policy's and the baseline's rows of `responses.parquet`, which are about the same prompts and samples."""
     ours, theirs = (pq.read_table(job.parents[side] / RESPONSES).to_pylist() for side in ("answers", "baseline"))
     if [_key(row) for row in ours] != [_key(row) for row in theirs]:
         raise StepError("the policy and the baseline did not answer the same prompts")
+    return ours, theirs
+
+
+def _pairs(ours: list[_Row], theirs: list[_Row]) -> list[AnswerPair]:
+    """Both sides' answers without the thoughts of a reasoning model, which are no part of the answer.
+
+    A missing answer is empty.
+    """
     return [
         AnswerPair(
             a["prompt_id"],
@@ -103,12 +111,6 @@ def _pairs(job: Job[JudgePayload]) -> list[AnswerPair]:
         )
         for a, b in zip(ours, theirs, strict=True)
     ]
-
-
-def _missing(job: Job[JudgePayload]) -> dict[tuple[str, int], str]:
-    """(prompt id, sample) of each pair of which an answer is missing, and the reason."""
-    rows = [row for side in ("answers", "baseline") for row in pq.read_table(job.parents[side] / RESPONSES).to_pylist()]
-    return {_key(row): row["missing"] for row in rows if row["response"] is None}
 
 
 def _of_round(pairs: list[AnswerPair], this_round: Round | None) -> list[AnswerPair]:
@@ -204,9 +206,7 @@ def make_judge(job: Job[Any], report: StepReport, ask_equal: bool) -> JudgeFunct
 
 def _report_calls(report: StepReport, stats: CallStats) -> None:
     """Record how an LLM judge's endpoint describes itself, and the calls that were made."""
-    names = ("models", "fingerprints", "left_out")
-    values = asdict(stats) | {name: sorted(getattr(stats, name)) for name in names}
-    report.effective = JudgeEffective.model_validate(values)
+    report.effective = JudgeEffective(structured=stats.structured, **stats.facts())
 
 
 def _temperature(job: Job[Any]) -> float:

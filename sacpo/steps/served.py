@@ -95,14 +95,5 @@ def _refuse_failures(replies: list[Reply], model: str) -> None:
 
 def _effective(stats: CallStats, endpoint: AnswerEndpoint) -> ServedEffective:
     """What the endpoint said about itself, and the parameters that it took."""
-    return ServedEffective(
-        sampling={name: value for name, value in endpoint.sampling().items() if name not in stats.left_out},
-        models=tuple(sorted(stats.models)),
-        fingerprints=tuple(sorted(stats.fingerprints)),
-        left_out=tuple(sorted(stats.left_out)),
-        calls=stats.calls,
-        from_ledger=stats.from_ledger,
-        prompt_tokens=stats.prompt_tokens,
-        completion_tokens=stats.completion_tokens,
-        spend=stats.spend,
-    )
+    sampling = {name: value for name, value in endpoint.sampling().items() if name not in stats.left_out}
+    return ServedEffective(sampling=sampling, **stats.facts())
