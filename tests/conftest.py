@@ -23,6 +23,7 @@ from tests.spaces import small
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of tests are too small for more, and other processes compute too
+os.environ.setdefault("RAY_worker_niceness", "0")  # else Ray's workers wait for the tests of the other process
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ from sacpo.judges.ledger import QuotaExceeded
 from sacpo.judges.llm import CallStats, Reply
 from sacpo.judges.refusals import Refusal, read_error
 from sacpo.judges.thoughts import without_thoughts
-from sacpo.judges.truncation import PromptSize, cut_prompts, text_size
+from sacpo.judges.truncation import text_size
 from sacpo.judges.verdicts import Verdict
 from sacpo.planning.records import CanaryMetrics
 from sacpo.results import load
@@ -222,26 +222,6 @@ def test_a_reply_that_cannot_be_written_as_text_is_kept_without_those_characters
 
 
 # ------------------------------------------------------------------------------------------------------- cut prompts
-
-
-def sized(*counts: tuple[int, int]) -> list[PromptSize]:
-    """Sizes of prompts of (words, counted tokens)."""
-    return [PromptSize(1.2 * words, words, counted) for words, counted in counts]
-
-
-@pytest.mark.parametrize(
-    ("counts", "cut"),
-    [
-        ([(400, 520), (500, 650), (450, 40), (420, 540)], [2]),
-        ([(400, 520), (500, 650), (2000, 2048), (2600, 2048), (3000, 2048)], [2, 3, 4]),
-        ([(400, 100), (500, 100), (450, 100)], []),
-        ([(400, 0), (500, 0)], []),
-        ([(1500, 512), (1400, 512)], [0, 1]),
-        ([(400, 520), (800, 1040), (1600, 2080)], []),
-    ],
-)
-def test_a_count_far_below_the_other_counts_means_a_cut_prompt(counts: list[tuple[int, int]], cut: list[int]) -> None:
-    assert cut_prompts(sized(*counts)) == cut
 
 
 def test_a_cut_prompt_has_no_verdict_and_is_asked_again(tmp_path: Path) -> None:

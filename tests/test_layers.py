@@ -76,7 +76,7 @@ OWNERS = {
     "rich": ("reporting/", "runs/"),
     "openai": ("judges/chat_client.py",),
     "sklearn": ("statistics/",),
-    "scipy": ("statistics/",),
+    "scipy": ("statistics/", "judges/truncation.py"),
     "psutil": ("compat/",),
     "inspect_ai": ("runs/answer_formats.py",),
     "tokenizers": ("steps/",),

@@ -90,7 +90,7 @@ def _train(job: Job[AnyTrainPayload], started_at: float) -> StageEnd:
 
 def unused_libraries(payload: AnyTrainPayload) -> set[str]:
     """What a worker need not import; all stages of a sweep load one model, so its group's next stages neither."""
-    return {"wandb"} if payload.loading.quantization else {"wandb", "bitsandbytes"}
+    return {"mlflow", "wandb"} | (set() if payload.loading.quantization else {"bitsandbytes"})
 
 
 def deepspeed_config(job: Job[AnyTrainPayload]) -> dict[str, Any]:

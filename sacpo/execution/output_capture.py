@@ -39,8 +39,8 @@ def quiet_libraries() -> None:
 def skip_libraries(names: Iterable[str]) -> None:
     """Make these libraries look as if they were not installed, in a process that needs none of them.
 
-    peft and TRL import optional libraries wherever they are installed: bitsandbytes and W&B are a quarter of all that a
-    training process imports.
+    peft, TRL and DeepSpeed import optional libraries wherever they are installed: bitsandbytes, W&B and MLflow are a
+    third of all that a training process imports.
 
     Args:
         names: Names of top-level modules. One that is imported already stays.
