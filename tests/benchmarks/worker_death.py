@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--checkpoint-steps", type=int, default=150)
-    arguments = parse(parser, repeats=1, epochs=8, checkpoint_steps=16)
+    arguments = parse(parser, repeats=1, epochs=12, checkpoint_steps=16)
     betas = [round(2 + 0.1 * i, 1) for i in range(2 * arguments.repeats)]
     settings = space(
         chains=[{"chain": "dpo:helpfulness", "beta": betas}],
@@ -59,7 +59,7 @@ def main() -> None:
             metrics = train_metrics(runner.ensure(intact))
             undisturbed = time.monotonic() - started
             interval = arguments.checkpoint_steps * metrics.throughput.training_seconds / metrics.updates
-            thread = threading.Thread(target=_kill, args=(Path(store.checkpoint_uri(killed)), _KILLED_AT * interval))
+            thread = threading.Thread(target=_kill, args=(Path(store.checkpoint_uri(killed)),))
             thread.start()
             started = time.monotonic()
             assert train_metrics(runner.ensure(killed)).resumed
@@ -77,12 +77,20 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def _kill(checkpoints: Path, after: float) -> None:
-    """Kill a worker `after` seconds after the stage's first checkpoint."""
-    while not known_checkpoints(checkpoints):
-        time.sleep(0.05)
-    time.sleep(after)
+def _kill(checkpoints: Path) -> None:
+    """Kill a worker at `_KILLED_AT` of an interval after the second checkpoint; the interval before it is measured."""
+    first = _next_checkpoint(checkpoints, "")
+    started = time.monotonic()
+    _next_checkpoint(checkpoints, first)
+    time.sleep(_KILLED_AT * (time.monotonic() - started))
     os.kill(train_workers()[0], signal.SIGKILL)
+
+
+def _next_checkpoint(checkpoints: Path, previous: str) -> str:
+    """Wait for the checkpoint after `previous`."""
+    while (latest := known_checkpoints(checkpoints)) in ("", previous):
+        time.sleep(0.02)
+    return latest
 
 
 if __name__ == "__main__":
