@@ -258,8 +258,20 @@ def test_prompts_come_from_rows_once_each_and_of_one_turn(tmp_path: Path) -> Non
     assert len(prompts_of_rows(PromptRows.model_validate(settings | {"limit": 2}))) == 2
     with pytest.raises(DataError, match="limit 4 is more than its 3"):
         prompts_of_rows(PromptRows.model_validate(settings | {"limit": 4}))
-    with pytest.raises(DataError, match=r"row 1: missing field prompt.*columns question, n"):
+    with pytest.raises(DataError, match=r"5 of 5 rows are invalid.*missing field prompt: 5; .*columns question, n"):
         prompts_of_rows(PromptRows.model_validate(settings | {"columns": {}}))
+
+
+def test_some_invalid_prompts_are_left_out_where_the_space_allows_it(tmp_path: Path) -> None:
+    """Conversations of hh-rlhf: one has an empty answer, one two answers in a row."""
+    one, empty = "\n\nHuman: one\n\nAssistant: yes", "\n\nHuman: a\n\nAssistant: \n\nHuman: b\n\nAssistant: c"
+    path, stored = tmp_path / "r.jsonl", [one, empty, f"{one}\n\nAssistant: no"]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in stored))
+    settings = {"kind": "files", "path": str(path)}
+    with pytest.raises(DataError, match=r"1 of 3 rows are invalid \(33.33%.*turns do not alternate: 1; .*columns"):
+        prompts_of_rows(PromptRows.model_validate(settings))
+    prompts = prompts_of_rows(PromptRows.model_validate(settings | {"max_invalid_fraction": 0.4}))
+    assert [prompt.text for prompt in prompts] == ["one"]
 
 
 def test_prompts_of_several_sources_count_once_in_the_order_of_the_sources(tmp_path: Path) -> None:

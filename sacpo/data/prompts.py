@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sacpo.data.fields import InvalidRow, is_encodable, is_messages, messages, rendered_ending, transcript, turns_of
 from sacpo.data.fields import prompt as prompt_of
 from sacpo.data.fields import text as text_of
+from sacpo.data.rows import check_invalid_fraction
 from sacpo.data.sources import read_rows, rename, rows_of_source, select
 from sacpo.errors import DataError
 from sacpo.spaces.evaluation import PromptRows
@@ -91,22 +93,27 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
         `category`, else `type`; it is empty if there is neither.
 
     Raises:
-        DataError: the rows cannot be read, a prompt is malformed, or there are fewer than `limit`.
+        DataError: the rows cannot be read, too many are invalid, or there are fewer than `limit`.
     """
     rows = select(rows_of_source(source), source.where, str(source.path))
     rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
     prompts: dict[str, Prompt] = {}
-    for number, row in enumerate(rows, start=1):
+    invalid: Counter[str] = Counter()
+    for row in rows:
         try:
-            text = prompt_of(_without_answer(row))
+            question = _question(row)
+            text = None if question is None else prompt_of(question)
             category = text_of(str(row.get("category", row.get("type")) or ""), "category")
         except InvalidRow as reason:
-            raise DataError(
-                f"{source.path}: row {number}: {reason}; each row needs a prompt; the file has the columns "
-                f"{', '.join(rows.columns())}; name the one with the prompts: `columns: {{prompt: COLUMN}}`"
-            ) from None
-        if isinstance(text, str) and text not in prompts:
-            prompts[text] = Prompt.of(text, category)
+            invalid[str(reason)] += 1
+        else:
+            if isinstance(text, str) and text not in prompts:
+                prompts[text] = Prompt.of(text, category)
+    way_out = (
+        f"each row needs a prompt, and the file has the columns {', '.join(rows.columns())}; name the one with the "
+        "prompts (`columns: {prompt: COLUMN}`), correct the rows"
+    )
+    check_invalid_fraction(invalid, len(rows), source.max_invalid_fraction, str(source.path), way_out)
     if len(prompts) < (source.limit or 1):
         raise DataError(
             f"{source.path}: limit {source.limit} is more than its {len(prompts)} distinct prompts of one turn; lower "
@@ -115,8 +122,8 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
     return list(prompts.values())[: source.limit]
 
 
-def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without the assistant's turn at the end of its prompt.
+def _question(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The row without the assistant's turn at the end of its prompt; None if the user has several turns.
 
     Raises:
         InvalidRow: the messages are malformed.
@@ -126,5 +133,8 @@ def _without_answer(row: dict[str, Any]) -> dict[str, Any]:
         turns = turns_of(value)
     else:
         turns = messages(value, "prompt") if is_messages(value) else None
-    ends_with_answer = bool(turns) and turns is not None and turns[-1]["role"] == "assistant"
-    return {**row, "prompt": turns[:-1]} if turns and ends_with_answer else row
+    if not turns:
+        return row
+    if sum(turn["role"] == "user" for turn in turns) > 1:
+        return None
+    return {**row, "prompt": turns[:-1]} if turns[-1]["role"] == "assistant" else row

@@ -51,6 +51,11 @@ class PromptRows(RowSource):
         "`category` (else `type`); repeated prompts count once, and prompts of several turns are left out"
     )
     limit: int | None = Field(None, ge=1, description="number of prompts to take from the start; null means all")
+    max_invalid_fraction: Fraction = Field(
+        0.0,
+        description="the source is an error if a larger fraction of its rows is invalid; invalid rows are left out; "
+        "default 0",
+    )
 
 
 PromptSource = Annotated[SyntheticPrompts | PromptFile | PromptRows, Field(discriminator="kind")]
