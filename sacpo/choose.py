@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sacpo.command_line import parse
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse
 from sacpo.spaces.constraints import add_constraint_options, parse_constraints
 from sacpo.store.results_location import ResultsLocation
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 a policy is chosen, 1 none qualifies, 2 bad input."""
     parser = argparse.ArgumentParser(prog="sacpo choose", description=__doc__)
@@ -19,12 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(parser, argv)
     from sacpo.runs.choose_run import choose_policy
 
-    try:
-        constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
-        text, status = choose_policy(ResultsLocation(arguments.results), arguments.results, constraints)
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
+    text, status = choose_policy(ResultsLocation(arguments.results), arguments.results, constraints)
     print(text)
     return status
 

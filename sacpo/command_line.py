@@ -1,13 +1,17 @@
-"""The command line of all commands: their arguments, and completion in the shell by argcomplete."""
+"""The command line of all commands: their arguments, their errors, and completion in the shell by argcomplete."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from sacpo.errors import SacpoError
 
 _START = "_ARGCOMPLETE"
 """Variable that argcomplete's shell functions set: the word of the line where the command starts, from 1."""
@@ -16,6 +20,26 @@ _START = "_ARGCOMPLETE"
 def is_completing() -> bool:
     """Whether the shell asks for completions of a line."""
     return _START in os.environ
+
+
+def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:
+    """Make a function a command: an error of its input and an interruption are each one line and an exit status.
+
+    Exit status: that of `main`; 2 for an error; 130 if Ctrl-C interrupted it, as shells have it.
+    """
+
+    @functools.wraps(main)
+    def run(argv: list[str] | None = None) -> int:
+        try:
+            return main(argv)
+        except SacpoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("interrupted; what had ended before is kept: give the same command again", file=sys.stderr)
+            return 130
+
+    return run
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from sacpo.command_line import parse
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 compared, 2 not possible."""
     parser = argparse.ArgumentParser(prog="sacpo diff", description=__doc__)
@@ -23,13 +23,9 @@ def main(argv: list[str] | None = None) -> int:
     from sacpo.results.sweep_difference import difference
     from sacpo.store.results_location import ResultsLocation
 
-    try:
-        first, second = (ResultsLocation(results).fetch() for results in (arguments.first, arguments.second))
-        compared = difference(load_folder(first), load_folder(second))
-        print(difference_text(compared, (read_kept_plan(first), read_kept_plan(second))))
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    first, second = (ResultsLocation(results).fetch() for results in (arguments.first, arguments.second))
+    compared = difference(load_folder(first), load_folder(second))
+    print(difference_text(compared, (read_kept_plan(first), read_kept_plan(second))))
     if arguments.csv is not None:
         compared.trials.to_csv(arguments.csv, index=False)
     return 0

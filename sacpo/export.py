@@ -9,12 +9,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from sacpo.command_line import parse, trial_labels
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse, trial_labels
 from sacpo.spaces.constraints import add_constraint_options, parse_constraints
 from sacpo.store.results_location import ResultsLocation
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 exported, 2 not possible."""
     parser = argparse.ArgumentParser(prog="sacpo export", description=__doc__)
@@ -47,20 +47,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("give RESULTS, TRIAL and OUT; or RESULTS, --answers FORMAT and --out FOLDER")
     from sacpo.runs.export_run import export_answers, export_policy, push
 
-    try:
-        if arguments.answers:
-            files = export_answers(ResultsLocation(arguments.results), arguments.answers, arguments.folder)
-            print(f"{len(files)} files in {arguments.folder}")
-            return 0
-        constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
-        location = ResultsLocation(arguments.results)
-        export_policy(location, arguments.trial, arguments.out, constraints, as_adapter=arguments.adapter)
-        print(arguments.out)
-        if arguments.push:
-            print(push(arguments.out, arguments.push))
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if arguments.answers:
+        files = export_answers(ResultsLocation(arguments.results), arguments.answers, arguments.folder)
+        print(f"{len(files)} files in {arguments.folder}")
+        return 0
+    constraints = parse_constraints(arguments.at_least, arguments.confidence, arguments.mean_score_at_least)
+    location = ResultsLocation(arguments.results)
+    export_policy(location, arguments.trial, arguments.out, constraints, as_adapter=arguments.adapter)
+    print(arguments.out)
+    if arguments.push:
+        print(push(arguments.out, arguments.push))
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sacpo.command_line import parse
+from sacpo.command_line import command, parse
 from sacpo.data.formats import source_hint
 from sacpo.errors import SacpoError
 from sacpo.results.kept_plan import find_kept
@@ -14,29 +14,26 @@ from sacpo.spaces.loading import load_space, parse_space
 from sacpo.store.results_location import ResultsLocation
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all trials are done, 1 some failed or the run was stopped, 2 bad input."""
     arguments = parse(_parser(), argv)
-    try:
-        location = ResultsLocation(arguments.results)
-        kept = find_kept(location)
-        if kept is None:
-            raise SacpoError(f"{location.uri} is not a results folder; give the folder of a sweep")
-        if arguments.space is None:
-            space = parse_space(kept.plan.space.model_dump(mode="json"), arguments.set)
-        else:
-            space = load_space(arguments.space, arguments.set, source_hint=source_hint)
-        from sacpo.runs.extend_run import extend
+    location = ResultsLocation(arguments.results)
+    kept = find_kept(location)
+    if kept is None:
+        raise SacpoError(f"{location.uri} is not a results folder; give the folder of a sweep")
+    if arguments.space is None:
+        space = parse_space(kept.plan.space.model_dump(mode="json"), arguments.set)
+    else:
+        space = load_space(arguments.space, arguments.set, source_hint=source_hint)
+    from sacpo.runs.extend_run import extend
 
-        extension = extend(kept, location, space, arguments.new_results)
-        print(extension.describe(), flush=True)
-        if arguments.dry_run:
-            return 0
-        command = ("sacpo", "extend", *(sys.argv[1:] if argv is None else argv))
-        return extension.run(arguments.address, command, arguments.max_workers)
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    extension = extend(kept, location, space, arguments.new_results)
+    print(extension.describe(), flush=True)
+    if arguments.dry_run:
+        return 0
+    words = ("sacpo", "extend", *(sys.argv[1:] if argv is None else argv))
+    return extension.run(arguments.address, words, arguments.max_workers)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,13 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from sacpo.command_line import parse
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse
 from sacpo.spaces.evaluation import AnnotationsJudge, JudgeSettings
 from sacpo.spaces.loading import load_judge
 from sacpo.store.results_location import ResultsLocation
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 all answers were judged, 1 some judge steps failed, 2 bad input."""
     parser = argparse.ArgumentParser(prog="sacpo judge", description=__doc__)
@@ -39,37 +39,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--skip-canaries", action="store_true", help="do not try the judge on canned pairs first")
     arguments = parse(parser, argv)
     _check_combination(parser, arguments)
-    try:
-        location = ResultsLocation(arguments.results)
-        if arguments.labels is not None or arguments.export_for_labels is not None:
-            from sacpo.runs.label_run import add_labels, export_for_labels
+    location = ResultsLocation(arguments.results)
+    if arguments.labels is not None or arguments.export_for_labels is not None:
+        from sacpo.runs.label_run import add_labels, export_for_labels
 
-            if arguments.labels is not None:
-                return add_labels(location, arguments.labels)
-            return export_for_labels(location, arguments.export_for_labels, arguments.output or Path("to_label.csv"))
-        file = arguments.judge or arguments.annotations
-        settings: JudgeSettings
-        if arguments.annotations:
-            settings = AnnotationsJudge(kind="annotations", path=str(file.resolve()))
-        else:
-            settings = load_judge(file, arguments.set)
-        from sacpo.runs.judge_run import AddedJudge, judge_again
+        if arguments.labels is not None:
+            return add_labels(location, arguments.labels)
+        return export_for_labels(location, arguments.export_for_labels, arguments.output or Path("to_label.csv"))
+    file = arguments.judge or arguments.annotations
+    settings: JudgeSettings
+    if arguments.annotations:
+        settings = AnnotationsJudge(kind="annotations", path=str(file.resolve()))
+    else:
+        settings = load_judge(file, arguments.set)
+    from sacpo.runs.judge_run import AddedJudge, judge_again
 
-        judge = AddedJudge(
-            name=arguments.name or file.stem,
-            settings=settings,
-            source=str(file),
-            criteria=arguments.criterion,
-        )
-        return judge_again(
-            ResultsLocation(arguments.results),
-            judge,
-            command=("sacpo", "judge", *(sys.argv[1:] if argv is None else argv)),
-            canaries=not arguments.skip_canaries,
-        )
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    judge = AddedJudge(
+        name=arguments.name or file.stem,
+        settings=settings,
+        source=str(file),
+        criteria=arguments.criterion,
+    )
+    return judge_again(
+        ResultsLocation(arguments.results),
+        judge,
+        command=("sacpo", "judge", *(sys.argv[1:] if argv is None else argv)),
+        canaries=not arguments.skip_canaries,
+    )
 
 
 def _check_combination(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

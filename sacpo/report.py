@@ -7,11 +7,11 @@ import contextlib
 import sys
 from pathlib import Path
 
-from sacpo.command_line import parse
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse
 from sacpo.store.results_location import ResultsLocation
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 the report is written, 2 the folder has no results or cannot be written."""
     parser = argparse.ArgumentParser(prog="sacpo report", description=__doc__)
@@ -26,12 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         return _serve(arguments.results, arguments.port)
     from sacpo.runs.report_run import rebuild_report
 
-    try:
-        location = ResultsLocation(arguments.results)
-        problem = rebuild_report(location, arguments.picture)
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    location = ResultsLocation(arguments.results)
+    problem = rebuild_report(location, arguments.picture)
     if problem is not None:
         print(f"{problem}; the report is made from the tables as they were last written", file=sys.stderr)
     for path in (*(location.folder / name for name in ("report.html", "pareto.png", "trials.csv")), arguments.picture):
@@ -44,11 +40,7 @@ def _serve(results: str, port: int) -> int:
     """Serve the live view until Ctrl-C."""
     from sacpo.runs.serve_run import LiveView, server
 
-    try:
-        http = server(LiveView(ResultsLocation(results)), port)
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    http = server(LiveView(ResultsLocation(results)), port)
     print(f"http://127.0.0.1:{http.server_port}/  (Ctrl-C ends it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt), http:
         http.serve_forever()

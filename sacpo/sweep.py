@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sacpo.command_line import parse
+from sacpo.command_line import command, parse
 from sacpo.data.formats import source_hint
 from sacpo.errors import SacpoError
 from sacpo.planning.planner import make_plan
@@ -21,19 +21,19 @@ QUICKSTART = Path(__file__).parent / "quickstart.yaml"
 """The space that runs if none is given; `tune_spaces/quickstart.yaml` is the same file."""
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
-    """The command. Exit status: 0 all trials are done, 1 some failed or the run was stopped, 2 bad input."""
-    arguments = parse(_parser(), argv)
-    try:
-        if arguments.status is not None:
-            from sacpo.reporting.status import status_text
+    """The command.
 
-            _print(status_text(arguments.status or None, arguments.store))
-            return 0
-        return _sweep(arguments, ("sacpo", "sweep", *(sys.argv[1:] if argv is None else argv)))
-    except SacpoError as error:  # bad input: the failure of a step goes to the tables
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    Exit status: 0 all trials are done, 1 some failed or the run was stopped, 2 bad input, which no failed step is.
+    """
+    arguments = parse(_parser(), argv)
+    if arguments.status is not None:
+        from sacpo.reporting.status import status_text
+
+        _print(status_text(arguments.status or None, arguments.store))
+        return 0
+    return _sweep(arguments, ("sacpo", "sweep", *(sys.argv[1:] if argv is None else argv)))
 
 
 def _sweep(arguments: argparse.Namespace, command: Sequence[str]) -> int:

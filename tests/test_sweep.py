@@ -14,6 +14,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nbformat
 import numpy as np
@@ -350,3 +351,20 @@ def test_the_stored_policies_are_the_trained_ones(small_results: Path) -> None:
     exact = float((probabilities * REWARD[prompt]).sum() / probabilities.sum())
     assert np.mean(rewards) == pytest.approx(exact, abs=4 * np.std(rewards) / 20)
     assert np.isfinite(row["expected_reward"])
+
+
+def test_an_interruption_while_tables_are_written_is_a_line_and_the_same_command_writes_them(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C again, after the one that stopped the sweep."""
+    from sacpo.runs import sweep_run
+
+    space_file = write_space(small(), tmp_path)
+    (copied / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_run, "write_report", mock.Mock(side_effect=KeyboardInterrupt))
+        answer = sweep_here(space_file, copied)
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (130, 1)
+    assert "give the same command again" in answer.stderr
+    assert sweep_here(space_file, copied).returncode == 0
+    assert (copied / "report.html").exists()

@@ -7,33 +7,29 @@ import sys
 import time
 from collections.abc import Sequence
 
-from sacpo.command_line import parse
-from sacpo.errors import SacpoError
+from sacpo.command_line import command, parse
 from sacpo.store import maintenance
 from sacpo.store.step_store import Store
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 done, 1 `verify` found damage, 2 not possible."""
     arguments = parse(_parser(), argv)
-    try:
-        store = Store(arguments.store)
-        match arguments.action:
-            case "ls":
-                print(_sweeps(maintenance.content(store)))
-            case "du":
-                print(_sizes(maintenance.content(store)))
-            case "gc":
-                collect = maintenance.find_garbage if arguments.dry_run else maintenance.collect_garbage
-                garbage = collect(store, arguments.keep or None, 3600 * arguments.grace_hours)
-                print(_garbage(garbage, "would be removed" if arguments.dry_run else "removed"))
-            case "verify":
-                return _verify(store, arguments.retract)
-    except SacpoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    store = Store(arguments.store)
+    match arguments.action:
+        case "ls":
+            print(_sweeps(maintenance.content(store)))
+        case "du":
+            print(_sizes(maintenance.content(store)))
+        case "gc":
+            collect = maintenance.find_garbage if arguments.dry_run else maintenance.collect_garbage
+            garbage = collect(store, arguments.keep or None, 3600 * arguments.grace_hours)
+            print(_garbage(garbage, "would be removed" if arguments.dry_run else "removed"))
+        case "verify":
+            return _verify(store, arguments.retract)
     return 0
 
 
