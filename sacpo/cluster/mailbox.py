@@ -8,16 +8,18 @@ from typing import Any
 import ray
 
 
-@ray.remote(num_cpus=0)
-class Mailbox:
+class Stages:
     """Passes stages from a process that asks for them to the workers of its groups, and results back.
 
-    Stages of a group are numbered from 0. Each worker of the group takes every one of them.
+    Stages of a group are numbered from 0. Each worker of the group takes every one of them. Ray Train may start its
+    workers again, after a notice or the death of the controller: they take the stage that the others had.
     """
 
     def __init__(self) -> None:
         self._posted: dict[tuple[str, int], asyncio.Future[Any]] = {}
-        self._returned: dict[tuple[str, int, int], asyncio.Future[Any]] = {}
+        self._ended: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        self._returned: dict[tuple[str, int], dict[int, Any]] = {}
+        self._first: dict[str, int] = {}  # of a group's stages, the first one that has not ended
 
     async def post(self, group: str, number: int, job: Any, workers: int) -> Any:
         """Give a group its next stage, or None for the end, and wait until all workers have ended the stage.
@@ -31,23 +33,34 @@ class Mailbox:
         Returns:
             What the first worker returned.
         """
-        self._future(self._posted, (group, number)).set_result(job)
-        if job is None:
-            return None
-        keys = [(group, number, rank) for rank in range(workers)]
-        results = await asyncio.gather(*(self._future(self._returned, key) for key in keys))
-        for key in keys:
-            del self._returned[key]
-        del self._posted[group, number]
-        return results[0]
+        stage = group, number
+        self._future(self._posted, stage).set_result((job, workers))
+        return None if job is None else await self._future(self._ended, stage)
 
-    async def take(self, group: str, number: int) -> Any:
-        """Wait for a stage; called by every worker of the group."""
-        return await self._future(self._posted, (group, number))
+    async def take(self, group: str, number: int, rank: int) -> tuple[int, Any]:
+        """Wait for a stage; called by every worker of the group.
+
+        Returns:
+            The stage's number, which is a later one if that stage has ended, and its job.
+        """
+        stage = group, max(number, self._first.get(group, 0))
+        job, _ = await self._future(self._posted, stage)
+        self._returned.setdefault(stage, {}).pop(rank, None)  # of a worker that was started again
+        return stage[1], job
 
     async def give_back(self, group: str, number: int, rank: int, result: Any) -> None:
         """End a stage on one worker."""
-        self._future(self._returned, (group, number, rank)).set_result(result)
+        stage = group, number
+        if stage in self._returned:  # else the workers that were started again have ended it
+            results, (_, workers) = self._returned[stage], self._posted[stage].result()
+            results[rank] = result
+            if len(results) == workers:
+                self._first[group] = number + 1
+                del self._posted[stage], self._returned[stage]
+                self._ended.pop(stage).set_result(results[0])
 
     def _future(self, futures: dict[Any, asyncio.Future[Any]], key: Any) -> asyncio.Future[Any]:
         return futures.setdefault(key, asyncio.get_running_loop().create_future())
+
+
+Mailbox = ray.remote(num_cpus=0)(Stages)

@@ -36,11 +36,12 @@ def run_worker(config: dict[str, Any]) -> None:
     """
     mailbox, group = config["mailbox"], config["group"]
     rank = ray.train.get_context().get_world_rank()
-    for number in itertools.count():
-        job: Job[AnyTrainPayload] | None = ray.get(mailbox.take.remote(group, number))
+    number = 0
+    for turn in itertools.count():
+        number, job = ray.get(mailbox.take.remote(group, number, rank))
         if job is None:
             return
-        if number == 0:  # Ray may reuse an idle process for this worker; then it belongs to this group only since then
+        if turn == 0:  # Ray may reuse an idle process for this worker; then it belongs to this group only since then
             started_at = max(_process_start(), job.created_at)
         else:
             started_at = time.time()
@@ -50,6 +51,7 @@ def run_worker(config: dict[str, Any]) -> None:
         ray.get(mailbox.give_back.remote(group, number, rank, end))
         if end.is_leaving:
             return
+        number += 1
 
 
 def _train(job: Job[AnyTrainPayload], started_at: float) -> StageEnd:
