@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sacpo.command_line import parse
+from sacpo.command_line import command, parse
 from sacpo.runs.doctor_run import PROBLEM, findings
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """The command. Exit status: 0 no problem, 1 a problem."""
     parse(argparse.ArgumentParser(prog="sacpo doctor", description=__doc__), argv)

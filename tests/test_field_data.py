@@ -258,7 +258,8 @@ def test_prompts_come_from_rows_once_each_and_of_one_turn(tmp_path: Path) -> Non
     assert len(prompts_of_rows(PromptRows.model_validate(settings | {"limit": 2}))) == 2
     with pytest.raises(DataError, match="limit 4 is more than its 3"):
         prompts_of_rows(PromptRows.model_validate(settings | {"limit": 4}))
-    with pytest.raises(DataError, match=r"5 of 5 rows are invalid.*missing field prompt: 5; .*columns question, n"):
+    invalid = r"5 of 5 rows are invalid.*missing field prompt: 5; .*columns question, n.*the first is row 1"
+    with pytest.raises(DataError, match=invalid):
         prompts_of_rows(PromptRows.model_validate(settings | {"columns": {}}))
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from sacpo.cluster import checkpoints
 from sacpo.cluster.checkpoints import LATEST, DamagedCheckpoint, GroupCheckpoints
-from sacpo.cluster.mailbox import Stages
+from sacpo.cluster.mailbox import Mailbox
 from sacpo.cluster.worker_groups import RunningStep, StageEnd, WorkerGroups
 from tests.jobs import empty_result, job, step, synthetic_model
 
@@ -202,18 +202,18 @@ def test_workers_that_start_again_take_the_stage_that_the_others_had() -> None:
     """Ray Train starts the workers of a group again after a notice, and after the death of its controller."""
 
     async def main() -> tuple[Any, ...]:
-        stages = Stages()
-        first = asyncio.create_task(stages.post("group", 0, "first job", 2))
-        assert [await stages.take("group", 0, rank) for rank in (0, 1)] == [(0, "first job")] * 2
-        await asyncio.gather(*(stages.give_back("group", 0, rank, f"first {rank}") for rank in (0, 1)))
-        second = asyncio.create_task(stages.post("group", 1, "second job", 2))
-        assert await stages.take("group", 1, 0) == (1, "second job")
-        await stages.give_back("group", 1, 0, "of a worker that is lost")
-        assert [await stages.take("group", 0, rank) for rank in (0, 1)] == [(1, "second job")] * 2
-        await stages.give_back("group", 1, 1, "second 1")
+        mailbox = Mailbox()
+        first = asyncio.create_task(mailbox.post("group", 0, "first job", 2))
+        assert [await mailbox.take("group", 0, rank) for rank in (0, 1)] == [(0, "first job")] * 2
+        await asyncio.gather(*(mailbox.give_back("group", 0, rank, f"first {rank}") for rank in (0, 1)))
+        second = asyncio.create_task(mailbox.post("group", 1, "second job", 2))
+        assert await mailbox.take("group", 1, 0) == (1, "second job")
+        await mailbox.give_back("group", 1, 0, "of a worker that is lost")
+        assert [await mailbox.take("group", 0, rank) for rank in (0, 1)] == [(1, "second job")] * 2
+        await mailbox.give_back("group", 1, 1, "second 1")
         assert not second.done()
-        await stages.give_back("group", 1, 0, "second 0")
-        await stages.give_back("group", 1, 0, "late")
+        await mailbox.give_back("group", 1, 0, "second 0")
+        await mailbox.give_back("group", 1, 0, "late")
         return await first, await second
 
     assert asyncio.run(asyncio.wait_for(main(), 60)) == ("first 0", "second 0")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import ray
 
-
-class Stages:
+class Mailbox:
     """Passes stages from a process that asks for them to the workers of its groups, and results back.
 
     Stages of a group are numbered from 0. Each worker of the group takes every one of them. Ray Train may start its
@@ -61,6 +59,3 @@ class Stages:
 
     def _future(self, futures: dict[Any, asyncio.Future[Any]], key: Any) -> asyncio.Future[Any]:
         return futures.setdefault(key, asyncio.get_running_loop().create_future())
-
-
-Mailbox = ray.remote(num_cpus=0)(Stages)

@@ -219,7 +219,8 @@ class WorkerGroups:
     def _open_mailbox(self) -> Any:
         if self._mailbox is None:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self._mailbox = Mailbox.options(scheduling_strategy=here, max_concurrency=10_000).remote()
+            actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here, max_concurrency=10_000)
+            self._mailbox = actor.remote()
         return self._mailbox
 
 

@@ -99,13 +99,15 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
     rows = rename(rows, source.columns, ("prompt", "category"), str(source.path))
     prompts: dict[str, Prompt] = {}
     invalid: Counter[str] = Counter()
-    for row in rows:
+    first_invalid = ""
+    for number, row in enumerate(rows, start=1):
         try:
             question = _question(row)
             text = None if question is None else prompt_of(question)
             category = text_of(str(row.get("category", row.get("type")) or ""), "category")
         except InvalidRow as reason:
             invalid[str(reason)] += 1
+            first_invalid = first_invalid or f"; the first is row {number}"
         else:
             if isinstance(text, str) and text not in prompts:
                 prompts[text] = Prompt.of(text, category)
@@ -113,7 +115,7 @@ def prompts_of_rows(source: PromptRows) -> list[Prompt]:
         f"each row needs a prompt, and the file has the columns {', '.join(rows.columns())}; name the one with the "
         "prompts (`columns: {prompt: COLUMN}`), correct the rows"
     )
-    check_invalid_fraction(invalid, len(rows), source.max_invalid_fraction, str(source.path), way_out)
+    check_invalid_fraction(invalid, len(rows), source.max_invalid_fraction, str(source.path), way_out, first_invalid)
     if len(prompts) < (source.limit or 1):
         raise DataError(
             f"{source.path}: limit {source.limit} is more than its {len(prompts)} distinct prompts of one turn; lower "
