@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sacpo.cluster import checkpoints
+from sacpo.cluster import checkpoints, worker_groups
 from sacpo.cluster.checkpoints import LATEST, DamagedCheckpoint, GroupCheckpoints
 from sacpo.cluster.mailbox import Mailbox
 from sacpo.cluster.worker_groups import RunningStep, StageEnd, WorkerGroups
@@ -31,7 +31,7 @@ class Groups(WorkerGroups):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.post = SimpleNamespace(remote=self._post)
-        self.folder, self.in_bucket = folder, False
+        self.folder = folder
         self.trained: Queue[tuple[str, str]] = Queue()  # (stage, group) in the order in which stages began
         self.stages: defaultdict[str, Future[StageEnd]] = defaultdict(Future)
         self.groups: defaultdict[str, Future[None]] = defaultdict(Future)
@@ -51,8 +51,6 @@ class Groups(WorkerGroups):
     def ask(self, stage: str) -> Future[StageEnd]:
         """Ask for a stage to be trained."""
         asked = replace(job(self.folder, "model", synthetic_model(), workers=2), step=step(stage))
-        if self.in_bucket:
-            asked = replace(asked, store=SimpleNamespace(cache="a cache"))  # type: ignore[arg-type]
         return self._threads.submit(self._train, asked)
 
     def _train(self, asked: Any) -> StageEnd:
@@ -84,9 +82,9 @@ def test_the_next_stage_takes_the_group_over(groups: Groups) -> None:
     assert groups.trained.empty(), "there is no room for a second group"
     groups.finish("a", end)
     assert groups.trained.get(timeout=60) == ("b", group)
-    groups.follow([B], slots=2)
+    groups.follow([B], 2, upcoming=[{"b"}])
     groups.finish("b", waiting)
-    assert not groups.groups[group].done(), "the record of b may make another stage ready"
+    assert not groups.groups[group].done(), "the record of b makes another stage ready"
     groups.follow([], slots=2)
     assert groups.groups[group].done(), "no stage is next"
 
@@ -110,12 +108,36 @@ def test_two_stages_for_which_there_is_room_have_a_group_each(groups: Groups) ->
     assert not groups.groups[second].done()
 
 
-def test_no_group_waits_while_an_output_is_uploaded(groups: Groups) -> None:
-    groups.in_bucket = True
-    groups.follow([A], slots=2)
+def test_a_group_waits_for_a_stage_while_the_steps_before_it_are_carried_out_beside_it(groups: Groups) -> None:
+    groups.follow([A], slots=4, upcoming=[{"a"}])
     end, group = groups.begin("a")
     groups.finish("a", end)
+    groups.follow([TASK], slots=4, upcoming=[set()])
+    groups.follow([TASK, replace(TASK, step_id="a task that fills the cluster"), B], slots=4)
+    assert groups.begin("b")[1] == group
+
+
+@pytest.mark.parametrize(
+    ("slots", "upcoming"),
+    [(3, [set[str]()]), (4, [{"another stage that runs"}]), (4, list[set[str]]())],
+    ids=["no room", "another stage first", "no stage"],
+)
+def test_a_group_does_not_wait_in_vain(groups: Groups, slots: int, upcoming: list[set[str]]) -> None:
+    groups.follow([A], slots, upcoming)
+    end, group = groups.begin("a")
+    groups.finish("a", end)
+    groups.follow([TASK], slots, upcoming)
     assert groups.groups[group].done()
+
+
+def test_a_group_waits_no_longer_than_a_new_one_takes_to_start(groups: Groups, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_groups, "WAIT_S", 0.01)
+    groups.follow([A], slots=4, upcoming=[{"a"}])
+    end, group = groups.begin("a")
+    groups.finish("a", end)
+    groups.groups[group].result(60)
+    groups.follow([TASK, B], slots=4)
+    assert groups.begin("b")[1] != group
 
 
 def test_a_group_that_loses_a_machine_takes_no_further_stage(groups: Groups) -> None:

@@ -68,6 +68,20 @@ def test_a_failure_resolves_the_steps_that_depend_on_it_and_no_others() -> None:
     assert schedule.is_finished()
 
 
+def test_the_upcoming_stages_wait_for_no_stage_but_running_ones() -> None:
+    chain = CHAIN | {"reference": ScheduledStep(("b",), 2, 1.0), "d": ScheduledStep(("b", "reference"), 1, 1.0)}
+    stages, schedule = ["a", "b", "d", "e"], new_schedule(chain | {"e": ScheduledStep(("d",), 1, 1.0)})
+    assert schedule.upcoming(stages, limit=9) == [set()], "a is ready"
+    assert schedule.pop_ready(Pool.WORKERS) == "a"
+    assert schedule.upcoming(stages, limit=9) == [{"a"}], "b follows a; d and e wait for b"
+    schedule.finish("a", succeeded=True)
+    assert schedule.pop_ready(Pool.WORKERS) == "b"
+    schedule.finish("b", succeeded=True)
+    assert schedule.pop_ready(Pool.WORKERS) == "reference"
+    assert schedule.upcoming(stages, limit=9) == [set()], "d waits for its reference, which is no stage"
+    assert schedule.upcoming(stages, limit=0) == []
+
+
 def test_a_suspended_step_frees_its_slot_and_is_ready_again_after_requeue() -> None:
     schedule = new_schedule(SINGLES)
     assert schedule.pop_ready(Pool.WORKERS) == "s0"

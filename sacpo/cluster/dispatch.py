@@ -95,6 +95,7 @@ class Dispatcher:
         done = set(runner.store.records(plan.steps))  # failures of this run are recorded again by the next attempt
         slots = worker_slots + plan.space.resources.workers
         self._schedule = Schedule(scheduled_steps(plan), targets, done, slots, driver_steps)
+        self._stages = dict.fromkeys(step_id for step_id, step in plan.steps.items() if trains_on_group(step))
         self._worker_slots = worker_slots
         self._driver_steps = driver_steps
         self._step_of_trial: dict[str, str] = {}
@@ -165,10 +166,10 @@ class Dispatcher:
         """Start every step that holds worker slots and may start now; wake the trials that wait for a step."""
         while (step_id := self._schedule.pop_ready(Pool.WORKERS)) is not None:
             self._spawn(self._carry_out(step_id))
-        steps = self._runner.plan.steps
-        running = [RunningStep(s, slots, trains_on_group(steps[s])) for s, slots in self._schedule.running().items()]
+        stages = self._stages
+        running = [RunningStep(step, slots, step in stages) for step, slots in self._schedule.running().items()]
         # By its module: Ray copies this class, with the names that it uses, and a copy would be another object.
-        worker_groups.GROUPS.follow(running, self._worker_slots)
+        worker_groups.GROUPS.follow(running, self._worker_slots, self._schedule.upcoming(stages, self._worker_slots))
         self._metrics.set_states(self._schedule.states())
         self._changed.notify_all()
 

@@ -111,7 +111,7 @@ def _try_connection(address: str) -> None:
 
 
 def capacity(plan: Plan, max_workers: int = 0) -> int:
-    """How many workers of a plan fit the cluster at once, in whole worker groups.
+    """How many workers of a plan fit the cluster at once.
 
     Args:
         plan: The plan.
@@ -134,7 +134,7 @@ def capacity(plan: Plan, max_workers: int = 0) -> int:
             "set resources.workers, cpus_per_worker or gpus_per_worker lower, or add nodes; for a cluster that adds "
             "nodes on demand, give the number of workers that it can grow to with --max-workers"
         )
-    return workers - workers % resources.workers
+    return workers
 
 
 def concurrency(groups: int) -> int:

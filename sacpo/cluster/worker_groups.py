@@ -1,7 +1,9 @@
 """Worker groups that train one stage after the other: the next stage finds processes that have imported and joined.
 
-A group whose stage has ended takes another one if that stage is next in the order of the schedule; otherwise it ends at
-once and its CPUs and accelerators are free. A stage that fails ends its group.
+A group whose stage has ended takes another one if that stage is next in the order of the schedule. If a stage only
+lacks steps without a group, such as its reference log-probabilities, and these can be carried out beside the group, it
+waits, but no longer than a new group takes to start. Otherwise it ends at once and its CPUs and accelerators are free.
+A stage that fails ends its group.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +24,10 @@ from sacpo.cluster.mailbox import Mailbox
 from sacpo.execution.job import Job
 from sacpo.planning.records import StepResult
 from sacpo.spaces.space import Resources
+
+WAIT_S = 20.0
+"""Seconds for which a group waits for a stage that is not ready yet: about as long as the start of a new group takes,
+so that waiting in vain costs no more than starting anew."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,7 @@ class WorkerGroup:
         self._id, self._mailbox, self.workers = uuid.uuid4().hex, mailbox, resources.workers
         self._stages = 0
         self.is_leaving = False
+        self.idle_since = 0.0
         self._end: concurrent.futures.Future[None] = concurrent.futures.Future()
         threading.Thread(target=self._run, args=(start,), name="worker group", daemon=True).start()
 
@@ -117,28 +125,31 @@ class WorkerGroups:
         self._changed = threading.Condition()  # its lock is reentrant
         self._running: Sequence[RunningStep] | None = None
         self._slots = 0  # of the cluster
-        self._idle: list[WorkerGroup] = []
+        self._upcoming: Sequence[Set[str]] = ()
+        self._idle: list[WorkerGroup] = []  # in the order in which their stages ended
         self._alive = 0
         self._with_group: set[str] = set()  # stages that have a group
-        self._trained: dict[str, bool] = {}  # stages that have ended on their group; whether the group waits for more
+        self._trained: set[str] = set()  # stages that have ended on their group and have no record yet
         self._mailbox: Any = None
 
-    def follow(self, running: Sequence[RunningStep] | None, slots: int) -> None:
+    def follow(self, running: Sequence[RunningStep] | None, slots: int, upcoming: Sequence[Set[str]] = ()) -> None:
         """Hand groups over in the order in which steps were handed out.
 
         The first steps, as far as the cluster's worker slots are enough for them, are next. A stage among them takes
-        over a group that has nothing to do, or starts one. Any other stage waits while there is a group. A group that
-        no stage is next for ends, so that its resources go to the other steps.
+        over a group that has nothing to do, or starts one. Any other stage waits for a group that none of these needs.
+        A group that no stage is next for ends, so that its resources go to the other steps, or waits for an upcoming
+        stage up to `WAIT_S` seconds.
 
         Args:
             running: All steps that have been handed out and have not ended, in this order. None: from now on every
                 stage has a group of its own.
             slots: Worker slots of the cluster.
+            upcoming: For each stage that is not ready yet but waits for no stage except running ones: these.
         """
         with self._changed:
-            self._running, self._slots = running, slots
+            self._running, self._slots, self._upcoming = running, slots, upcoming
             unfinished = {step.step_id for step in running or ()}
-            self._trained = {stage: waits for stage, waits in self._trained.items() if stage in unfinished}
+            self._trained &= unfinished
             self._hand_over()
 
     @contextlib.contextmanager
@@ -151,7 +162,7 @@ class WorkerGroups:
         """
         stage = job.step.id
         with self._changed:
-            self._trained.pop(stage, None)
+            self._trained.discard(stage)
             group = self._take_or_start(stage, job.resources, start)
             self._with_group.add(stage)
         try:
@@ -162,9 +173,7 @@ class WorkerGroups:
             self._release(stage)
             raise
         with self._changed:
-            # The next stage may become ready by this one's record, which is written at once to a path. An upload takes
-            # longer, and the group would hold its resources meanwhile.
-            self._trained[stage] = job.store.cache is None
+            self._trained.add(stage)
             self._release(stage, None if group.is_leaving else group)
 
     def _release(self, stage: str, usable: WorkerGroup | None = None) -> None:
@@ -173,13 +182,18 @@ class WorkerGroups:
             if usable is None:
                 self._alive -= 1
             else:
+                usable.idle_since = time.monotonic()
                 self._idle.append(usable)
+                check = threading.Timer(WAIT_S, self._hand_over)
+                check.daemon = True
+                check.start()
             self._hand_over()
 
     def _take_or_start(self, stage: str, resources: Resources, start: StartGroup) -> WorkerGroup:
         while True:
-            is_next = self._running is None or stage in self._next()[0]
-            while is_next and self._idle:
+            next_stages = self._next()
+            is_next = self._running is None or stage in next_stages
+            while self._idle and (is_next or len(self._idle) > len(next_stages - self._with_group)):
                 group = self._idle.pop()
                 if group.shape == shape(resources) and not group.ended():
                     return group
@@ -189,28 +203,38 @@ class WorkerGroups:
                 return WorkerGroup(resources, self._open_mailbox(), start)
             self._changed.wait()
 
-    def _next(self) -> tuple[set[str], int]:
-        """The stages that may have a group now, and the worker slots that remain."""
+    def _next(self) -> set[str]:
+        """The stages that may have a group now."""
         free = self._slots
         stages: set[str] = set()
         for step in self._running or ():
             if step.step_id not in self._trained:
                 free -= step.slots
                 if free < 0:
-                    return stages, 0
+                    break
                 if step.is_stage:
                     stages.add(step.step_id)
-        return stages, free
+        return stages
 
     def _hand_over(self) -> None:
         """End the groups that no stage will take, and wake the stages that wait."""
-        stages, free = self._next()
-        while self._idle:
-            may_follow = min(sum(self._trained.values()), free // self._idle[-1].workers)
-            if len(self._idle) <= len(stages - self._with_group) + may_follow:
-                break
-            self._end(self._idle.pop())
-        self._changed.notify_all()
+        with self._changed:
+            first = len(self._next() - self._with_group)
+            stages = {step.step_id for step in self._running or () if step.is_stage}
+            awaited = len(stages - self._with_group - self._trained)
+            awaited += sum(before <= self._trained for before in self._upcoming)
+            while len(self._idle) > first:
+                oldest = self._idle[0]
+                in_time = time.monotonic() < oldest.idle_since + WAIT_S
+                if len(self._idle) <= awaited and in_time and self._has_room_beside(oldest):
+                    break
+                self._end(self._idle.pop(0))
+            self._changed.notify_all()
+
+    def _has_room_beside(self, group: WorkerGroup) -> bool:
+        """Whether the first of the handed-out steps that need no group can be carried out while all groups stay."""
+        others = (step.slots for step in self._running or () if not step.is_stage)
+        return next(others, 0) <= self._slots - self._alive * group.workers
 
     def _end(self, group: WorkerGroup) -> None:
         group.end()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import heapq
+import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -147,6 +148,36 @@ class Schedule:
     def running(self) -> dict[str, int]:
         """The worker slots of each running step that holds some, in the order in which the steps were handed out."""
         return {step_id: slots for step_id in self._running if (slots := self._steps[step_id].slots)}
+
+    def upcoming(self, stages: Collection[str], limit: int) -> list[set[str]]:
+        """For each of these stages that is still to be handed out but waits for no stage except running ones: these.
+
+        Args:
+            stages: The plan's stages, as a set or the keys of a dictionary.
+            limit: How many to find at most.
+        """
+        handed_out = self._resolved | self._running.keys()
+        waiting = (stage for stage in stages if stage in self._open_parents and stage not in handed_out)
+        found = (self._running_before(stage, stages) for stage in waiting)
+        return list(itertools.islice((before for before in found if before is not None), limit))
+
+    def _running_before(self, step_id: str, stages: Collection[str]) -> set[str] | None:
+        """The running ones of the stages that a step waits for; None if it waits for one that does not run."""
+        running: set[str] = set()
+        seen: set[str] = set()
+        open_steps = [*self._steps[step_id].parents]
+        while open_steps:
+            current = open_steps.pop()
+            if current in seen or current in self._resolved:
+                continue
+            seen.add(current)
+            if current not in stages:
+                open_steps += self._steps[current].parents
+            elif current in self._running:
+                running.add(current)
+            else:
+                return None
+        return running
 
     def finish(self, step_id: str, succeeded: bool) -> None:
         """The step has ended. If it failed, the steps that cannot do without it are resolved as failed too."""
