@@ -19,6 +19,9 @@ import yaml
 from tests.spaces import ROOT
 
 Answer = subprocess.CompletedProcess[str]
+FOUR_CPUS = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}'}
+"""Environment of a command whose local cluster has four logical CPUs: a group of two workers waits for its next stage
+while the steps before that stage use the other CPUs. With two CPUs every stage would start a group."""
 
 
 def write_space(data: dict[str, Any], folder: Path) -> Path:
@@ -36,7 +39,13 @@ def arguments(space: Path, results: str | Path, *more: str) -> list[str]:
 def sweep(space: Path, results: str | Path, *more: str, timeout: float = 600.0) -> Answer:
     """Run a sweep to its end, in a process of its own."""
     return subprocess.run(
-        arguments(space, results, *more), capture_output=True, text=True, cwd=ROOT, timeout=timeout, check=False
+        arguments(space, results, *more),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | FOUR_CPUS,
+        timeout=timeout,
+        check=False,
     )
 
 

@@ -22,7 +22,7 @@ from sacpo.spaces.evaluation import LLMJudge
 from sacpo.store import backends, local_cache
 from sacpo.store.heartbeat import LEASE_S
 from sacpo.store.step_store import Store
-from tests.commands import arguments, run, write_space
+from tests.commands import FOUR_CPUS, arguments, run, write_space
 from tests.jobs import empty_result, job, step
 from tests.results_folders import copy_store
 from tests.s3 import BUCKET, Service
@@ -178,7 +178,7 @@ def test_two_machines_share_a_bucket_and_train_everything_once(
     store, before = s3.uri("shared"), {key for key in s3.keys("shared/") if key.endswith("record.json")}
     drivers = []
     for name in ("one", "two"):
-        environment = os.environ | {"SACPO_CACHE": str(tmp_path / f"cache-{name}")}
+        environment = os.environ | FOUR_CPUS | {"SACPO_CACHE": str(tmp_path / f"cache-{name}")}
         command = arguments(space, s3.uri(f"results/{name}"), "--store", store)
         drivers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
     while not any(key.endswith("record.json") and key not in before for key in s3.keys("shared/")):

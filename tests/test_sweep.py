@@ -31,7 +31,7 @@ from sacpo.execution.artifacts import read_probabilities
 from sacpo.results import load
 from sacpo.store.step_store import Store
 from sacpo.synthetic.world import PROMPTS, REWARD, SLOTS
-from tests.commands import arguments, call, run, sweep, sweep_here, write_space
+from tests.commands import FOUR_CPUS, arguments, call, run, sweep, sweep_here, write_space
 from tests.results_folders import LAST_STAGE, copy_store
 from tests.spaces import ROOT, small, space
 
@@ -159,27 +159,27 @@ def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     Everything but the stages and the evaluation of the last policy is in the store already.
     """
     command = arguments(write_space(small(resources__workers=2), tmp_path), tmp_path / "results")
-    results = tmp_path / "results"
+    results, environment = tmp_path / "results", os.environ | FOUR_CPUS
     steps = load(small_results).steps.set_index("label")["step_id"]
     stage_1, stage_2 = (
         steps[f"train {chain}"] for chain in ("dpo:helpfulness@2", "dpo:helpfulness@2>dpo:harmlessness@2")
     )
     copy_store(small_results, results / "store", f"train dpo:helpfulness@2|{LAST_STAGE}")
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         wait_for(results, f"{stage_1}/attempts/0001.claim")
         process.terminate()
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1
         assert "the same command goes on from here" in output
     assert no_orphans(results)
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
         wait_for(results, f"{stage_2}/logs/*/worker-0.log")
         process.kill()
         process.wait()
     assert no_orphans(results)
     before = records(results)
     assert stage_1 in before
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         os.kill(trial_process(results / "store" / "steps" / stage_2, process.pid), signal.SIGKILL)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
