@@ -156,8 +156,11 @@ class Schedule:
             stages: The plan's stages, as a set or the keys of a dictionary.
             limit: How many to find at most.
         """
-        handed_out = self._resolved | self._running.keys()
-        waiting = (stage for stage in stages if stage in self._open_parents and stage not in handed_out)
+        waiting = (
+            stage
+            for stage in stages
+            if stage in self._open_parents and stage not in self._resolved and stage not in self._running
+        )
         found = (self._running_before(stage, stages) for stage in waiting)
         return list(itertools.islice((before for before in found if before is not None), limit))
 
