@@ -10,6 +10,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:300]
 
 
+def last_line(error: BaseException) -> str:
+    """The last line of an error that ends with the traceback of another process: what went wrong there."""
+    return (str(error).strip().splitlines() or [""])[-1][:300]
+
+
 class SpaceError(SacpoError, ValueError):
     """The space or the command line is wrong.
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from sacpo import results
 from sacpo import sweep as sweep_module
@@ -101,3 +103,27 @@ def test_a_sweep_whose_trials_can_never_fit_ends_with_2_before_any_work(
     assert answer.returncode == 2
     assert "no trial can ever run" in answer.stderr
     assert not list((tmp_path / "results" / "store").glob("steps/*"))
+
+
+@pytest.mark.parametrize("refusals", [2, 3])
+def test_a_head_node_that_has_just_started_is_asked_three_times(refusals: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server of Ray Client refuses a client with the traceback of what failed there."""
+    asked = []
+
+    def init(**given: Any) -> None:
+        asked.append(given["address"])
+        if len(asked) <= refusals:
+            raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: no process\n")
+
+    monkeypatch.setattr(ray, "init", init)
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
+        address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        if refusals == 3:
+            told = pytest.raises(
+                ClusterError, match=r"no process for this command \(RuntimeError: no process\).*repeat"
+            )
+        else:
+            told = contextlib.nullcontext()  # type: ignore[assignment]
+        with told, tuner.cluster(address):
+            pass
+    assert asked == [address] * 3

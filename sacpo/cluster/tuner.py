@@ -23,7 +23,7 @@ from ray import tune
 from sacpo.cluster import executor
 from sacpo.cluster.dispatch import Dispatcher, attempt_step
 from sacpo.compat.ray_core import HEAD_RESOURCE, IDLE_WORKER_TIMEOUT_MS, connected_by_client
-from sacpo.errors import ClusterError, first_line
+from sacpo.errors import ClusterError, first_line, last_line
 from sacpo.execution.output_capture import QUIET_LIBRARIES
 from sacpo.execution.resources import worker_resources
 from sacpo.execution.runner import Executor, Runner
@@ -44,6 +44,7 @@ LOCAL_ENVIRONMENT = {
     IDLE_WORKER_TIMEOUT_MS: "600000",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # saves a process; a local cluster has no nodes to lose
 }
+_CONNECTIONS = 3  # attempts
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
 
 
@@ -68,8 +69,7 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                 with _environment({name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}):
                     ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
             else:
-                _try_connection(address)
-                ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **_QUIET)
+                _connect(address)
         except (OSError, ValueError, RuntimeError) as error:
             way_out = "use `local`, or give the address of a running cluster"
             # Ray Client does not look for a token by itself, and reports a refused token as no answer.
@@ -78,7 +78,12 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                     "; if the cluster requires a token, set RAY_AUTH_MODE=token here and put the token into "
                     "~/.ray/auth_token"
                 )
-            raise ClusterError(f"--address {address}: no Ray cluster there ({first_line(error)}); {way_out}") from error
+            if isinstance(error, ConnectionAbortedError):
+                problem = f"the Ray cluster there starts no process for this command ({last_line(error)})"
+                way_out = "its head node is busy or has just started: repeat the command"
+            else:
+                problem = f"no Ray cluster there ({first_line(error)})"
+            raise ClusterError(f"--address {address}: {problem}; {way_out}") from error
         # Ray installs a handler that aborts the process three seconds after SIGTERM, in the middle of the stop.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
@@ -103,11 +108,26 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _try_connection(address: str) -> None:
-    """Raise OSError if nothing listens at a HOST:PORT; Ray itself would wait for minutes."""
+def _connect(address: str) -> None:
+    """Connect to a running cluster.
+
+    Ray Client's server starts a process for each client. It gives up after 30 seconds, and also where the agent that it
+    asks is not up yet, so a head node that is busy or has just started is asked three times.
+
+    Raises:
+        OSError: nothing listens at a HOST:PORT (Ray itself would wait for minutes), or the server gave up three times
+            (ConnectionAbortedError).
+    """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
+    for attempt in range(_CONNECTIONS):
+        try:
+            ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **_QUIET)
+            return
+        except ConnectionAbortedError:
+            if attempt == _CONNECTIONS - 1:
+                raise
 
 
 def capacity(plan: Plan, max_workers: int = 0) -> int:
