@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from sacpo.errors import SacpoError
-from sacpo.reporting.new_axes import add_legend, axes_or_new, plain
+from sacpo.reporting.new_axes import add_legend, axes_or_new, fix_layout, plain
 from sacpo.reporting.series import INK, lighter, look
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def draw_curves(curves: pd.DataFrame) -> Figure:
     if len(styles) <= _LEGEND_ROWS:
         handles = [Line2D([], [], **style, linewidth=1.2, markersize=5) for style in styles]
         figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8, handlelength=5)
+    fix_layout(figure)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Axes and legends that all plots share."""
+"""Axes, legends and the layout that all plots share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def axes_or_new(ax: Axes | None, size: tuple[float, float] = (7.2, 6.4)) -> Axes:
@@ -34,3 +35,12 @@ def plain(axes: Axes) -> None:
     axes.grid(color="#eef2f6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def fix_layout(figure: Figure) -> None:
+    """Lay a figure out once; as long as it has a layout engine, it is laid out and drawn anew for each file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)  # measures all texts with one renderer; the plain canvas makes one for each text
+    figure.draw_without_rendering()
+    figure.set_layout_engine(None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sacpo.errors import SacpoError
-from sacpo.reporting.new_axes import add_legend, axes_or_new
+from sacpo.reporting.new_axes import add_legend, axes_or_new, fix_layout
 from sacpo.reporting.point_labels import Label, place_labels
 from sacpo.reporting.series import (
     FRONT,
@@ -132,8 +132,7 @@ def draw_front(results: Results) -> Figure:
     if named:
         columns = 3 if is_exact else 2
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.draw_without_rendering()  # fixes the layout, which the placing of labels needs
-    figure.set_layout_engine("none")
+    fix_layout(figure)  # before the labels, which are placed by pixels
     place_labels(panels[0], _point_labels(panels[0], drawn(results.trials, WIN_RATES), WIN_RATES), figure.dpi)
     if results.exact is not None:
         place_labels(panels[1], _exact_labels(panels[1], results.trials, results.exact), figure.dpi)
