@@ -53,6 +53,6 @@ def simulated(rng: np.random.Generator, rates: Rates, prompts: int, verdicts: in
             )
     table = pd.concat(tables, ignore_index=True).assign(baseline_id="sft", panel="", category="", sample=0)
     trials = pd.DataFrame({"trial_id": ["sft", *names], "label": ["sft", *names], "status": "done"})
-    trials = trials.assign(method=["sft", *["sacpo"] * len(names)], identical_to_parent=np.nan)
+    trials = trials.assign(method=["sft", *["sacpo"] * len(names)], unmoved=False)
     facts = SweepFacts(name="simulated", plan_id="plan", space=space or {}, store="store", canaries="run")
     return Results(facts, trials, pd.DataFrame(), pd.DataFrame(), table, None)

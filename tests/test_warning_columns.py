@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sacpo import results, sweep
+from sacpo import report, results, sweep
+from sacpo.planning.payloads import SFTPayload
 from sacpo.planning.planner import make_plan
+from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.warning_columns import parent_trial
+from sacpo.steps.course import Course
 from tests.commands import write_space
 from tests.spaces import small, space
 
@@ -33,6 +38,32 @@ def test_a_stage_that_changes_nothing_is_a_warning_and_off_the_front(
     assert "WARNING" in text
     assert "its parent policy's" in text
     assert "Warnings" in (tmp_path / "results" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("losses", "moved"), [([0.693, 0.6931, 0.693], False), ([0.693, 0.68], True), ([0.693], True)])
+def test_a_loss_that_stays_where_it_was_has_not_moved(losses: list[float], moved: bool) -> None:
+    plan = make_plan(space())
+    payload = plan.steps[plan.baseline.policy["policy"]].payload
+    assert isinstance(payload, SFTPayload)
+    course = Course.of([{"loss": loss} for loss in losses], payload)
+    assert course.loss_moved is moved
+    assert any("the loss did not move" in warning for warning in course.warnings) is not moved
+
+
+def test_an_unmoved_loss_keeps_a_trial_off_the_front_whose_answers_differ_from_its_parents(copied: Path) -> None:
+    """Sampled answers can differ where the weights hardly do."""
+    before = results.load(copied).trials
+    stage = before[before["method"].isin(["one-step", "sacpo"]) & before["on_front"]].iloc[0]
+    assert stage["identical_to_parent"] < 0.95
+    (trial,) = (trial for trial in read_kept_plan(copied).trials if trial.trial_id == stage["trial_id"])
+    record = copied / "store" / "steps" / trial.policy["policy"] / "record.json"
+    content = json.loads(record.read_text())
+    content["metrics"]["loss_moved"] = False
+    record.write_text(json.dumps(content))
+    assert report.main([str(copied)]) == 0
+    after = results.load(copied).trials.set_index("trial_id").loc[stage["trial_id"]]
+    assert (after["unmoved"], after["on_front"]) == (True, False)
+    assert np.isnan(after["p_front"])
 
 
 def test_the_parent_of_a_stage_is_the_trial_before_it() -> None:

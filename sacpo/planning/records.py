@@ -161,7 +161,7 @@ class TrainMetrics(Metrics):
     Attributes:
         first_loss: Loss of the first update.
         final_loss: Mean loss of the last twentieth of the updates.
-        reward_accuracy, margin, chosen_logp_change, warnings: See `sacpo.steps.course.Course`.
+        reward_accuracy, margin, chosen_logp_change, loss_moved, warnings: See `sacpo.steps.course.Course`.
         resumed: The run started from a checkpoint.
         start_seconds: Seconds before the first update, by part.
         reference_max_difference: Largest difference in nats between the precomputed and the live reference
@@ -178,6 +178,7 @@ class TrainMetrics(Metrics):
     reward_accuracy: float | None = None
     margin: float | None = None
     chosen_logp_change: float | None = None
+    loss_moved: bool = True
     warnings: tuple[str, ...] = ()
     reference_max_difference: float | None = None
     throughput: Throughput | None = None

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sacpo.planning.plan import FOR_COMPARISON
 from sacpo.results.stopped import is_stopped
-from sacpo.results.warning_columns import UNMOVED
 from sacpo.results.win_rates import prompt_matrix, scored, verdict_scale
 from sacpo.spaces.constraints import MEAN_SCORE, Constraint, objective_of
 from sacpo.spaces.evaluation import CRITERIA
@@ -33,7 +32,7 @@ def own_verdicts(verdicts: pd.DataFrame, baseline: str) -> pd.DataFrame:
 def candidates(trials: pd.DataFrame) -> pd.Series[bool]:
     """Which trials may be on the front: the sweep's own, done, not stopped by a race, moved by their last stage."""
     is_candidate = (trials["status"] == "done") & ~trials["method"].isin(FOR_COMPARISON) & ~is_stopped(trials)
-    return is_candidate & ~(trials["identical_to_parent"] >= UNMOVED)  # its point is its parent's
+    return is_candidate & ~trials["unmoved"]  # its point is its parent's
 
 
 class Resamples:

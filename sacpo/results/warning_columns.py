@@ -11,8 +11,7 @@ from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import TrainMetrics
 from sacpo.results.stored_outputs import StoredOutputs
 
-UNMOVED = 0.95
-"""A policy that gives so large a share of its parent's answers has not moved; it is no candidate for the front."""
+_UNMOVED = 0.95  # a policy that gives so large a share of its parent's answers has not moved
 _FEW_FINISHED = 0.5
 _MANY_DIRECTED = 0.01  # of all answers; a single one may be an ordinary answer about judges
 
@@ -20,7 +19,7 @@ _ANSWER = ["criterion", "prompt_id", "sample"]
 
 
 def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFrame) -> dict[str, Any]:
-    """The columns `finished_fraction`, `identical_to_parent`, `judge_directed_answers` and `warnings` of a trial.
+    """The columns of a trial that say whether its numbers mean something, and `warnings`, which says it in words.
 
     Args:
         trial: The trial.
@@ -36,7 +35,7 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
             f"{1 - finished:.0%} of the answers ran into evaluation.generation.max_new_tokens; raise it, or check with "
             "--inspect that the model's end token is the one that training uses"
         )
-    if identical >= UNMOVED:
+    if identical >= _UNMOVED:
         warnings.append(
             f"{identical:.0%} of the answers are its parent policy's: the last stage hardly changed the policy; try a "
             "higher learning_rate, more examples or a lower KL parameter"
@@ -50,6 +49,7 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
     return {
         "finished_fraction": finished,
         "identical_to_parent": identical,
+        "unmoved": identical >= _UNMOVED or not _loss_moved(trial, outputs),
         "judge_directed_answers": len(directed),
         "warnings": "; ".join(warnings),
     }
@@ -73,6 +73,12 @@ def _identical_to_parent(trial: Trial, plan: Plan, responses: pd.DataFrame) -> f
     )
     own, theirs = own.align(theirs, join="inner")
     return float((own == theirs).mean()) if len(own) else float("nan")
+
+
+def _loss_moved(trial: Trial, outputs: StoredOutputs) -> bool:
+    """Whether the loss of the chain's last stage moved; True without one."""
+    record = outputs.record(trial.policy["policy"]) if parent_trial(trial, outputs.plan) is not None else None
+    return record is None or not isinstance(record.metrics, TrainMetrics) or record.metrics.loss_moved
 
 
 def _training_warnings(trial: Trial, outputs: StoredOutputs) -> Iterator[str]:

@@ -26,6 +26,7 @@ class Course:
             reference policy; None likewise.
         chosen_logp_change: Final change in nats of the chosen (desirable) responses' log-probability against the
             reference policy; None likewise.
+        loss_moved: Whether the loss changed by more than a thousandth of its first value.
         warnings: Signs that the training did not do what it should.
     """
 
@@ -34,6 +35,7 @@ class Course:
     reward_accuracy: float | None
     margin: float | None
     chosen_logp_change: float | None
+    loss_moved: bool
     warnings: tuple[str, ...]
 
     @classmethod
@@ -56,13 +58,15 @@ class Course:
             chosen = None if chosen is None else chosen / beta
         else:
             margin = chosen = final["rewards/accuracies"] = None
+        moved = len(losses) < 2 or bool(np.ptp(losses) > _UNMOVED * abs(losses[0]))
         return cls(
             losses[0],
             float(_final(losses) or 0.0),
             final["rewards/accuracies"],
             margin,
             chosen,
-            tuple(_warnings(losses, chosen)),
+            moved,
+            tuple(_warnings(losses, chosen, moved)),
         )
 
 
@@ -71,9 +75,9 @@ def _final(values: list[float]) -> float | None:
     return float(np.mean(values[-max(1, len(values) // 20) :])) if values else None
 
 
-def _warnings(losses: list[float], chosen: float | None) -> list[str]:
+def _warnings(losses: list[float], chosen: float | None, moved: bool) -> list[str]:
     warnings = []
-    if len(losses) > 1 and np.ptp(losses) <= _UNMOVED * abs(losses[0]):
+    if not moved:
         warnings.append(
             f"the loss did not move (it stayed within {np.ptp(losses):.2g} of {losses[0]:.4g}); try a higher "
             "learning_rate or more examples"
