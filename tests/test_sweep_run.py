@@ -118,12 +118,10 @@ def test_a_head_node_that_has_just_started_is_asked_three_times(refusals: int, m
     monkeypatch.setattr(ray, "init", init)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
+        refused: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         if refusals == 3:
-            told = pytest.raises(
-                ClusterError, match=r"no process for this command \(RuntimeError: no process\).*repeat"
-            )
-        else:
-            told = contextlib.nullcontext()  # type: ignore[assignment]
-        with told, tuner.cluster(address):
+            message = r"no process for this command \(RuntimeError: no process\).*repeat"
+            refused = pytest.raises(ClusterError, match=message)
+        with refused, tuner.cluster(address):
             pass
     assert asked == [address] * 3

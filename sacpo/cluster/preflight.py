@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sacpo.cluster import memory
 from sacpo.compat.ray_core import HEAD_RESOURCE
-from sacpo.errors import ClusterError, StoreError
+from sacpo.errors import ClusterError, StoreError, last_line
 from sacpo.execution.processor import number_format_note
 from sacpo.planning.plan import Plan
 from sacpo.planning.served import endpoint_of
@@ -136,7 +136,7 @@ def _report(reference: Any) -> NodeReport:
     try:
         report: NodeReport = ray.get(reference, timeout=_NODE_TIMEOUT_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[-1]
+        reason = last_line(error)
         return NodeReport([f"sacpo cannot be run there ({reason}); install this project on the node"])
     return report
 

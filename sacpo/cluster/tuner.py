@@ -70,6 +70,11 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                     ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", **_QUIET, **local)
             else:
                 _connect(address)
+        except ConnectionAbortedError as error:
+            raise ClusterError(
+                f"--address {address}: the Ray cluster there starts no process for this command ({last_line(error)}); "
+                "its head node is busy or has just started: repeat the command"
+            ) from error
         except (OSError, ValueError, RuntimeError) as error:
             way_out = "use `local`, or give the address of a running cluster"
             # Ray Client does not look for a token by itself, and reports a refused token as no answer.
@@ -78,12 +83,7 @@ def cluster(address: str, **local: Any) -> Iterator[None]:
                     "; if the cluster requires a token, set RAY_AUTH_MODE=token here and put the token into "
                     "~/.ray/auth_token"
                 )
-            if isinstance(error, ConnectionAbortedError):
-                problem = f"the Ray cluster there starts no process for this command ({last_line(error)})"
-                way_out = "its head node is busy or has just started: repeat the command"
-            else:
-                problem = f"no Ray cluster there ({first_line(error)})"
-            raise ClusterError(f"--address {address}: {problem}; {way_out}") from error
+            raise ClusterError(f"--address {address}: no Ray cluster there ({first_line(error)}); {way_out}") from error
         # Ray installs a handler that aborts the process three seconds after SIGTERM, in the middle of the stop.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

@@ -28,7 +28,8 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
     """
     own = responses[responses["trial_id"] == trial.trial_id]
     finished = float(own["finished"].astype(float).mean()) if len(own) else float("nan")
-    identical = _identical_to_parent(trial, outputs.plan, responses)
+    parent = parent_trial(trial, outputs.plan)
+    identical = float("nan") if parent is None else _identical_answers(trial, parent, responses)
     warnings = list(_training_warnings(trial, outputs))
     if finished < _FEW_FINISHED:
         warnings.append(
@@ -49,7 +50,7 @@ def warning_columns(trial: Trial, outputs: StoredOutputs, responses: pd.DataFram
     return {
         "finished_fraction": finished,
         "identical_to_parent": identical,
-        "unmoved": identical >= _UNMOVED or not _loss_moved(trial, outputs),
+        "unmoved": parent is not None and (identical >= _UNMOVED or not _loss_moved(trial, outputs)),
         "judge_directed_answers": len(directed),
         "warnings": "; ".join(warnings),
     }
@@ -63,11 +64,8 @@ def parent_trial(trial: Trial, plan: Plan) -> Trial | None:
     return next((other for other in plan.trials if other.policy == {"policy": parent}), None)
 
 
-def _identical_to_parent(trial: Trial, plan: Plan, responses: pd.DataFrame) -> float:
-    """Share of a trial's answers that its parent policy gives too; NaN without a parent or without answers of both."""
-    parent = parent_trial(trial, plan)
-    if parent is None:
-        return float("nan")
+def _identical_answers(trial: Trial, parent: Trial, responses: pd.DataFrame) -> float:
+    """Share of a trial's answers that its parent policy gives too; NaN without answers of both."""
     own, theirs = (
         responses[responses["trial_id"] == t.trial_id].set_index(_ANSWER)["response"] for t in (trial, parent)
     )
@@ -76,8 +74,8 @@ def _identical_to_parent(trial: Trial, plan: Plan, responses: pd.DataFrame) -> f
 
 
 def _loss_moved(trial: Trial, outputs: StoredOutputs) -> bool:
-    """Whether the loss of the chain's last stage moved; True without one."""
-    record = outputs.record(trial.policy["policy"]) if parent_trial(trial, outputs.plan) is not None else None
+    """Whether the loss of a chain's last stage moved; True if it is not trained."""
+    record = outputs.record(trial.policy["policy"])
     return record is None or not isinstance(record.metrics, TrainMetrics) or record.metrics.loss_moved
 
 
