@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from sacpo import plots
 from sacpo.errors import SacpoError
+from sacpo.reporting.new_axes import add_legend, axes_or_new
 from sacpo.results import Results, load
 from sacpo.results.sweep_difference import difference
 from tests.spaces import ROOT
@@ -85,6 +86,19 @@ def test_a_path_has_its_policies_at_their_lambda(sweep: Results) -> None:
     assert any(x == 0.5 for x, _ in points)  # the merge
 
 
+def test_a_legend_is_never_wider_than_its_figure() -> None:
+    for letters, columns in ((2, 2), (40, 1)):
+        axes = axes_or_new(None, (3.5, 4))
+        for letter in "ab":
+            axes.plot([0, 1], label=letter * letters)
+        add_legend(axes, is_new=True)
+        (legend,) = axes.figure.legends
+        axes.figure.draw_without_rendering()
+        assert axes.figure.bbox.containsx(legend.get_window_extent().x0)
+        left, right = (text.get_window_extent().x0 for text in legend.get_texts())
+        assert (left < right) == (columns == 2)
+
+
 def test_a_pdf_for_a_paper_has_its_fonts_embedded(sweep: Results, tmp_path: Path) -> None:
     axes = plots.plot_judges(sweep)
     for number in (1, 2):
@@ -103,3 +117,9 @@ def test_what_cannot_be_drawn_is_named(sweep: Results) -> None:
         plots.plot_path(sweep, criterion="honesty")
     with pytest.raises(SacpoError, match="has loss, "):
         plots.plot_training(sweep, column="losses")
+
+
+def test_a_sweep_that_has_no_tables_yet_is_named(sweep: Results, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(sweep.sweep.to_json())
+    with pytest.raises(SacpoError, match=r"not written tables yet: missing: trials\.parquet, steps\.parquet"):
+        load(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,13 +19,21 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (7.2, 6.4)) -> Axes
 
 
 def add_legend(axes: Axes, *, is_new: bool, columns: int = 2) -> None:
-    """A legend of what is named: below the axes in a figure of their own, else inside the axes."""
+    """A legend of what is named: below the axes in a figure of their own, else inside the axes.
+
+    Below the axes it has fewer columns where it would be wider than the figure.
+    """
     handles, names = axes.get_legend_handles_labels()
     if not names:
         return
     if is_new:
         figure = axes.figure.canvas.figure
-        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        options: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+        legend = figure.legend(handles, names, ncols=columns, **options)
+        while columns > 1 and legend.get_window_extent().width > figure.bbox.width:
+            columns -= 1
+            legend.remove()
+            legend = figure.legend(handles, names, ncols=columns, **options)
     else:
         axes.legend(fontsize=7, framealpha=0.8)
 

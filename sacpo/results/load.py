@@ -75,13 +75,12 @@ def load_folder(folder: Path) -> Results:
     import pandas as pd  # takes half a second, which `sacpo sweep --dry-run` does without
 
     facts = read_facts(folder)
-    try:
-        tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
-    except FileNotFoundError as error:
+    missing = [f"{name}.parquet" for name in TABLES if not (folder / f"{name}.parquet").exists()]
+    if missing:
         raise SacpoError(
-            f"{folder} is not a results folder, or its sweep has not written tables yet: "
-            f"{Path(error.filename).name} is missing"
-        ) from None
+            f"{folder} is not a results folder, or its sweep has not written tables yet: missing: {', '.join(missing)}"
+        )
+    tables = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
     paths = {name: folder / f"{name}.parquet" for name in OPTIONAL_TABLES}
     optional = {name: pd.read_parquet(path) for name, path in paths.items() if path.exists()}
     return Results(facts, **tables, exact=optional.pop("exact", None), comparisons=optional)
