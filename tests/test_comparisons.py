@@ -99,9 +99,8 @@ def test_trials_that_failed_are_in_no_table(plan: Plan) -> None:
 def test_the_way_out_of_missing_verdicts_is_one_that_can_help(
     refused: list[bool], is_imported: bool, way_out: str
 ) -> None:
-    verdicts = pd.DataFrame(
-        {"outcome": ["unavailable", "unavailable", "win"], "raw": "words", "refused": [*refused, 0]}
-    )
-    with_reason = rf"only 33\.3%.*{way_out}.*2 of 2 missing verdicts are unavailable: words"
+    raw = ["HTTP 400, request 1", "HTTP 400, request 2", "A"]
+    verdicts = pd.DataFrame({"outcome": ["unavailable", "unavailable", "win"], "raw": raw, "refused": [*refused, 0]})
+    with_reason = rf"only 33\.3%.*{way_out}.*2 of 2 missing verdicts are unavailable: HTTP 400, request"
     assert re.search(with_reason, coverage_problem("helpfulness", verdicts, 0.9, "picky", is_imported))
     assert coverage_problem("helpfulness", verdicts, 0.3) == ""

@@ -96,6 +96,13 @@ def test_settings_that_every_call_is_refused_for_end_the_step_though_the_reason_
                 ask(tmp_path, judge(server), calls, name=str(len(calls)))
 
 
+def test_a_value_that_the_model_does_not_take_is_named(tmp_path: Path) -> None:
+    fail = Fail(400, '{"error": {"message": "temperature: Input should be greater than 0"}}')
+    named = pytest.raises(StepError, match="does not take this value of the judge's temperature")
+    with scripted(always(fail)) as server, named:
+        ask(tmp_path, judge(server))
+
+
 @pytest.mark.parametrize(
     ("status", "message", "expected", "parameter"),
     [
@@ -105,8 +112,14 @@ def test_settings_that_every_call_is_refused_for_end_the_step_though_the_reason_
         (400, "messages[0].role: 'system' is not supported", Refusal.PARAMETER, "system"),
         (400, "Use 'max_completion_tokens' instead of 'max_tokens'", Refusal.PARAMETER, "max_tokens"),
         (400, "response_format of this kind is unavailable", Refusal.PARAMETER, "response_format"),
-        (400, "temperature must be between 0 and 2", Refusal.CONFIGURATION, ""),
-        (400, "max_tokens is too large: 9. This model has at most 5 completion tokens", Refusal.CONFIGURATION, ""),
+        (400, "temperature must be between 0 and 2", Refusal.CONFIGURATION, "temperature"),
+        (
+            400,
+            "max_tokens is too large: 9. This model has at most 5 completion tokens",
+            Refusal.CONFIGURATION,
+            "max_tokens",
+        ),
+        (400, "temperature: Input should be greater than 0", Refusal.CONFIGURATION, "temperature"),
         (400, "API key not valid", Refusal.CONFIGURATION, ""),
         (400, "The model `m` does not exist", Refusal.CONFIGURATION, ""),
         (400, "maximum context length is 9 tokens; 'max_tokens' is too large", Refusal.ITEM, ""),
@@ -114,6 +127,10 @@ def test_settings_that_every_call_is_refused_for_end_the_step_though_the_reason_
         (429, "Rate limit reached", Refusal.RETRY, ""),
         (429, "You exceeded your current quota, please check your plan", Refusal.QUOTA, ""),
         (429, "You exceeded your current quota. Please retry in 7s.", Refusal.RETRY, ""),
+        (429, "You exceeded your current quota. Please retry in 36000.5s.", Refusal.QUOTA, ""),
+        (429, "Daily request limit reached, try again in 2m30s", Refusal.RETRY, ""),
+        (429, "Daily request limit reached, try again in 5 hours 2 minutes", Refusal.QUOTA, ""),
+        (403, "Your newly created team doesn't have any credits or licenses yet.", Refusal.QUOTA, ""),
         (402, "pay", Refusal.QUOTA, ""),
         (400, "Your credit balance is too low", Refusal.QUOTA, ""),
         (400, "beans are harmful", Refusal.UNKNOWN, ""),
@@ -157,7 +174,9 @@ def test_parameters_can_be_left_out_from_the_start(tmp_path: Path) -> None:
 
 
 def test_a_reply_spent_on_thoughts_is_called_that_and_not_paid_twice(tmp_path: Path) -> None:
-    for i, message in enumerate(({"content": "", "reasoning_content": "hm"}, {"content": "<think> hm"})):
+    parts = [{"type": "reasoning.text", "text": "hm"}]
+    messages = ({"content": "", "reasoning_content": "hm"}, {"content": "<think> hm"}, {"reasoning_details": parts})
+    for i, message in enumerate(messages):
         with scripted(always(reply_body("length", **message))) as server:
             replies, _ = ask(tmp_path, judge(server, max_tokens=77), name=str(i))
             assert set(outcomes(replies)) == {"unparsable"}

@@ -161,6 +161,8 @@ def test_missing_verdicts_are_counted_by_reason() -> None:
     assert tuple(table.loc[("a", "x"), ["if_missing_lost", "if_missing_won"]]) == (0.5, 1.0)
     (note,) = refusal_notes(table.reset_index(), {"a": "policy a", "b": "policy b"})
     assert note.startswith("helpfulness by main: the endpoint refused 0.0% (of policy b) to 33.3% (of policy a)")
+    (note,) = refusal_notes(table.loc[["a"]].reset_index(), {"a": "policy a"})
+    assert "refused 33.3% (of policy a) of a policy's verdicts" in note
     assert undecided_table(verdicts[verdicts["outcome"] == "win"]).empty
 
 

@@ -283,17 +283,19 @@ class ChatClient(ABC, Generic[C]):
             if len(self._unknown) >= max(UNKNOWN_REFUSALS, self.connection.concurrency):  # not only the first to arrive
                 self.check_refusals()
         if refusal is Refusal.CONFIGURATION:
-            raise self._refused(status, answer, message)
+            raise self._refused(status, answer, message, error.parameter)
         return Attempt("unavailable", f"refused with {answer}: {message}", final=True, refused=True)
 
-    def _refused(self, status: int | None, answer: str, message: str) -> StepError:
-        """The error of an endpoint that refuses every call."""
+    def _refused(self, status: int | None, answer: str, message: str, parameter: str = "") -> StepError:
+        """The error of an endpoint that refuses every call, perhaps for the value of a parameter."""
         connection, variable = self.connection, self.connection.api_key_env
         way_out = {
             401: f"check the key in {variable}" if variable else "name the key's environment variable in api_key_env",
             403: f"check the rights of the key in {variable}" if variable else "name a key's variable in api_key_env",
             404: "check base_url, which usually ends in /v1, and the name of the model",
         }.get(status or 0, f"check which of the {self.owner}'s settings the endpoint does not accept")
+        if parameter:
+            way_out = f"it does not take this value of the {self.owner}'s {parameter}; give another, or null for none"
         return StepError(
             f"the {self.owner} endpoint {connection.base_url or OPENAI_URL} refused model {connection.model} with "
             f"{answer} ({key_source(variable)}): {way_out}; the endpoint's message was: {message}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +86,7 @@ def read_completion(text: str) -> Completion:
     usage = usage if isinstance(usage, dict) else {}
     return Completion(
         content=printable(content),
-        thoughts=printable(next((t for name in _THOUGHTS if (t := _text(message.get(name))[0])), "")),
+        thoughts=printable(next((t for name in _THOUGHTS if (t := _text(message.get(name))[0])), _details(message))),
         refusal=printable(str(refusal)) if refusal else "",
         finish=finish,
         cut=finish in _AT_THE_LIMIT,
@@ -129,6 +130,12 @@ def _tool_arguments(message: dict[str, Any]) -> str:
     function = call.get("function") if isinstance(call, dict) else None
     arguments = function.get("arguments") if isinstance(function, dict) else None
     return arguments if isinstance(arguments, str) else json.dumps(arguments) if arguments else ""
+
+
+def _details(message: Mapping[str, Any]) -> str:
+    """Thoughts in OpenRouter's parts, `reasoning_details`: a text or a summary each."""
+    parts = [part for part in message.get("reasoning_details") or () if isinstance(part, dict)]
+    return "".join(str(part.get("text") or part.get("summary") or "") for part in parts)
 
 
 def _text(content: Any) -> tuple[str, str]:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 RETRY_AFTER_CAP = 300.0  # seconds
+SOON_S = 3600.0
+"""A limit that is over later than this is a quota that is used up, and no reason to wait."""
 
 
 class Refusal(enum.Enum):
@@ -36,7 +38,8 @@ class ReadError:
 
     Attributes:
         refusal: What it is about.
-        parameter: Name of the refused parameter, for `PARAMETER`: a key of the request, or `system`.
+        parameter: Name of the refused parameter, a key of the request or `system`: for `PARAMETER`, and for
+            `CONFIGURATION` where the model takes the parameter but not its value; else empty.
     """
 
     refusal: Refusal
@@ -53,6 +56,7 @@ _QUOTA = re.compile(
     r"|arrearage|exceeded_current_quota|billing (?:is |has been )?(?:disabled|not enabled|inactive)"
     r"|(?:quota|credits?|balance) (?:of .{1,40} )?(?:is|are|has been|have been) (?:used up|exhausted|depleted"
     r"|insufficient)"
+    r"|have (?:any|no) (?:remaining )?(?:credits?|balance|quota|licen[sc]es?)|no (?:credits?|quota) (?:left|remaining)"
     r"|\u4f59\u989d\u4e0d\u8db3|\u6b20\u8d39|\u8bf7\u5145\u503c",  # balance too low, in arrears, please top up
     re.I,
 )
@@ -62,7 +66,8 @@ _QUOTA_OR_RATE = re.compile(
     re.I,
 )
 """Also used for limits that are over soon; the error then says when to try again."""
-_TRY_AGAIN = re.compile(r"retry in [0-9.]+|try again in|retrydelay|per[_ ]?minute", re.I)
+_TRY_AGAIN = re.compile(r"(?:retry|try again) in (?P<wait>(?:[0-9.]+ ?[a-z]+[ ,]*)*)|retrydelay|per[_ ]?minute", re.I)
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _CONTENT_CODES = re.compile(
     r"content[_ -]?filter|content_policy|responsibleai|data_?inspection|contentpolicyviolation"
     r"|moderation_blocked|usage guidelines",
@@ -155,7 +160,7 @@ def read_error(
         accepted: Whether the endpoint has answered a request with these settings before.
     """
     words, named = _words(text, shown)
-    if status == 402 or _QUOTA.search(words) or (_QUOTA_OR_RATE.search(words) and not _TRY_AGAIN.search(words)):
+    if status == 402 or _QUOTA.search(words) or (_QUOTA_OR_RATE.search(words) and not _is_over_soon(words)):
         return ReadError(Refusal.QUOTA)
     if status is None:
         error = read_error(400, text, request, shown, accepted)
@@ -205,8 +210,17 @@ def _refused_parameter(words: str, named: Collection[str], request: dict[str, An
     if _UNSUPPORTED.search(words) or parameter == "response_format":
         return ReadError(Refusal.PARAMETER, parameter)
     if parameter in named or _RANGE.search(words):
-        return ReadError(Refusal.CONFIGURATION)  # a value that the model does not take: the user must choose
+        return ReadError(Refusal.CONFIGURATION, parameter)  # a value that the model does not take: the user must choose
     return None
+
+
+def _is_over_soon(words: str) -> bool:
+    """Whether an error says that the same call may succeed within `SOON_S`, or soon in other words."""
+    match = _TRY_AGAIN.search(words)
+    if match is None:
+        return False
+    parts = re.findall(r"([0-9.]*[0-9]) ?(ms|[smhd])", match["wait"] or "", re.I)
+    return sum(float(number) * _SECONDS[unit.lower()] for number, unit in parts) <= SOON_S
 
 
 def _words(text: str, shown: Sequence[str]) -> tuple[str, frozenset[str]]:

@@ -128,7 +128,11 @@ def _panel(results: Results, labels: dict[str, str]) -> Section:
     ]
     agreements = [
         f"{row['criterion']}: {row['judge']} and {row['other_judge']} agree on {row['raw']:.1%} of {row['n']} answers, "
-        f"Cohen's kappa {row['kappa']:.2f} [{row['kappa_low']:.2f}, {row['kappa_high']:.2f}]."
+        + (
+            f"Cohen's kappa {row['kappa']:.2f} [{row['kappa_low']:.2f}, {row['kappa_high']:.2f}]."
+            if finite_or_none(row["kappa"]) is not None
+            else "no kappa, since chance alone agrees on all of them."
+        )
         for row in _rows(results, "agreement")
     ]
     text = "The front under each judge of the panel. " + " ".join(agreements)

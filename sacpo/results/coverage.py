@@ -27,7 +27,8 @@ def coverage_problem(
     coverage = 1 - len(undecided) / len(verdicts)
     if coverage >= smallest:
         return ""
-    reasons = (undecided["outcome"] + ": " + undecided["raw"].fillna("").str.slice(0, _REASON_LENGTH)).value_counts()
+    outcomes = undecided["outcome"].value_counts()
+    raw = undecided.loc[undecided["outcome"] == outcomes.index[0], "raw"].fillna("").str.slice(0, _REASON_LENGTH)
     by = f" by {judge}" if judge else ""
     if is_imported:
         way_out = (
@@ -43,5 +44,6 @@ def coverage_problem(
         way_out = "run the same command again, which asks for the missing ones"
     return (
         f"judge {criterion}{by}: only {coverage:.1%} of the verdicts were decided, less than evaluation.min_coverage "
-        f"({smallest:.1%}); {way_out}; {reasons.iloc[0]} of {len(undecided)} missing verdicts are {reasons.index[0]}"
+        f"({smallest:.1%}); {way_out}; {outcomes.iloc[0]} of {len(undecided)} missing verdicts are "
+        f"{outcomes.index[0]}: {raw.value_counts().index[0]}"
     )

@@ -58,8 +58,8 @@ def refusal_notes(undecided: pd.DataFrame, labels: Mapping[str, str]) -> Iterato
         sums = rows.groupby("trial_id")[["refused", "verdicts"]].sum()
         fractions = sums["refused"] / sums["verdicts"]
         if fractions.max() > 0:
-            yield (
-                f"{criterion} by {panel}: the endpoint refused {fractions.min():.1%} (of "
-                f"{labels[str(fractions.idxmin())]}) to {fractions.max():.1%} (of {labels[str(fractions.idxmax())]}) "
-                "of a policy's verdicts for content or length"
-            )
+            least, most = (labels[str(trial_id)] for trial_id in (fractions.idxmin(), fractions.idxmax()))
+            shares = f"{fractions.min():.1%} (of {least})"
+            if len(fractions) > 1:
+                shares += f" to {fractions.max():.1%} (of {most})"
+            yield f"{criterion} by {panel}: the endpoint refused {shares} of a policy's verdicts for content or length"
