@@ -129,7 +129,7 @@ def test_a_value_that_the_model_does_not_take_is_named(tmp_path: Path) -> None:
         (429, "You exceeded your current quota. Please retry in 7s.", Refusal.RETRY, ""),
         (429, "You exceeded your current quota. Please retry in 36000.5s.", Refusal.QUOTA, ""),
         (429, "Daily request limit reached, try again in 2m30s", Refusal.RETRY, ""),
-        (429, "Daily request limit reached, try again in 5 hours 2 minutes", Refusal.QUOTA, ""),
+        (429, "Daily request limit reached, try again in 5 Hours, 2 minutes, or pay", Refusal.QUOTA, ""),
         (403, "Your newly created team doesn't have any credits or licenses yet.", Refusal.QUOTA, ""),
         (402, "pay", Refusal.QUOTA, ""),
         (400, "Your credit balance is too low", Refusal.QUOTA, ""),

@@ -134,7 +134,8 @@ def _tool_arguments(message: dict[str, Any]) -> str:
 
 def _details(message: Mapping[str, Any]) -> str:
     """Thoughts in OpenRouter's parts, `reasoning_details`: a text or a summary each."""
-    parts = [part for part in message.get("reasoning_details") or () if isinstance(part, dict)]
+    details = message.get("reasoning_details")
+    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
     return "".join(str(part.get("text") or part.get("summary") or "") for part in parts)
 
 

@@ -67,7 +67,6 @@ _QUOTA_OR_RATE = re.compile(
 )
 """Also used for limits that are over soon; the error then says when to try again."""
 _TRY_AGAIN = re.compile(r"(?:retry|try again) in (?P<wait>(?:[0-9.]+ ?[a-z]+[ ,]*)*)|retrydelay|per[_ ]?minute", re.I)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _CONTENT_CODES = re.compile(
     r"content[_ -]?filter|content_policy|responsibleai|data_?inspection|contentpolicyviolation"
     r"|moderation_blocked|usage guidelines",
@@ -216,11 +215,16 @@ def _refused_parameter(words: str, named: Collection[str], request: dict[str, An
 
 def _is_over_soon(words: str) -> bool:
     """Whether an error says that the same call may succeed within `SOON_S`, or soon in other words."""
+    import pandas as pd  # takes half a second, which only such an error needs
+
     match = _TRY_AGAIN.search(words)
     if match is None:
         return False
-    parts = re.findall(r"([0-9.]*[0-9]) ?(ms|[smhd])", match["wait"] or "", re.I)
-    return sum(float(number) * _SECONDS[unit.lower()] for number, unit in parts) <= SOON_S
+    try:
+        wait_s = pd.Timedelta((match["wait"] or "").lower().rstrip(" ,")).total_seconds()
+    except ValueError:  # a unit that pandas does not know
+        return True
+    return not wait_s > SOON_S  # NaN if no time is said
 
 
 def _words(text: str, shown: Sequence[str]) -> tuple[str, frozenset[str]]:
