@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Python keeps what it compiled. The tests start hundreds of processes, and each would compile the package for itself.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: sweep test test-slow test-all lint schema docs environment
+.PHONY: sweep test test-slow test-ci test-long lint schema docs environment
 
 # uv installs in half a minute what takes pip six. It reads no settings of pip, so it gets them here: where packages are.
 # Where that is not enough, pip installs.
@@ -42,13 +42,17 @@ TESTS := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 test: environment
 	$(TESTS) -m "not slow"
 
-# The other tests: faults, clusters, buckets, simulated machines, real models.
+# The other tests: faults, clusters, buckets, real models.
 test-slow: environment $(VENV)/.smollm2
-	$(TESTS) -m slow
+	$(TESTS) -m "slow and not long"
 
-# Both tiers in one session, which share the sweep and the cluster.
-test-all: environment $(VENV)/.smollm2
-	$(TESTS)
+# Both in one session, which share the sweep and the cluster.
+test-ci: environment $(VENV)/.smollm2
+	$(TESTS) -m "not long"
+
+# The tests that take minutes each: clusters of several machines, and the proof of a card at toy size.
+test-long: environment
+	$(TESTS) -m long
 
 schema: environment
 	$(BIN)/python -c "from sacpo.spaces.loading import schema_text; print(schema_text(), end='')" > tune_spaces/schema.json

@@ -16,8 +16,15 @@ from tests.spaces import ROOT
 BENCHMARKS = sorted(path.stem for path in (ROOT / "tests" / "benchmarks").glob("[!_]*.py"))
 ON_RAY = {"scheduling", "stage_overhead", "worker_death"}
 """Benchmarks that use a cluster at toy size too: here that of the session."""
-SLOW = {"gpu", "paper_grid", "s3_store", "soak"}
-"""Benchmarks that start other processes, or take longer than a few seconds at toy size."""
+QUICK = {"bootstrap", "certificate", "coverage", "human", "judging", "paper_at_7b", "racing", "soft_verdicts"}
+"""Benchmarks that take at most a few seconds at toy size."""
+LONG = {"gpu"}
+"""Benchmarks that take minutes at toy size."""
+
+
+def tier(name: str) -> list[pytest.MarkDecorator]:
+    """The marks of a benchmark's test."""
+    return [] if name in QUICK else [pytest.mark.slow, pytest.mark.long] if name in LONG else [pytest.mark.slow]
 
 
 def run_benchmark(name: str) -> Answer:
@@ -34,7 +41,7 @@ def run_benchmark(name: str) -> Answer:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BENCHMARKS if name not in ON_RAY],
+    [pytest.param(name, marks=tier(name)) for name in BENCHMARKS if name not in ON_RAY],
 )
 def test_a_benchmark_runs_at_toy_size(name: str) -> None:
     check(run_benchmark(name))
@@ -55,5 +62,5 @@ def check(answer: Answer) -> None:
 
 
 def test_there_are_benchmarks_to_run() -> None:
-    assert set(BENCHMARKS) > SLOW | ON_RAY
+    assert set(BENCHMARKS) > QUICK | LONG | ON_RAY
     assert len(BENCHMARKS) > 12

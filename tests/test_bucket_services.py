@@ -155,6 +155,7 @@ def test_a_sweep_keeps_store_and_results_there(bucket: str, tmp_path: Path) -> N
     assert "trials.parquet" in open_backend(results, "--results").list_names("")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("bucket", ["gs" if azurite() is None else "az"], indirect=True)
 def test_a_stage_on_ray_goes_on_from_its_checkpoint_there(bucket: str, small_results: Path, tmp_path: Path) -> None:

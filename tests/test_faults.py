@@ -118,6 +118,7 @@ class Driver:
         return status
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(
     small_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -176,6 +177,7 @@ def test_a_sweep_outlives_its_controller_its_worker_node_and_its_head(
     assert all(record(results, stage)["metrics"]["resumed"] for stage in stages)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_a_preemption_notice_causes_a_checkpoint(in_process_results: Path, tmp_path: Path) -> None:
     """The stage writes no other checkpoint, so it resumes on the new node from the one written for the notice.

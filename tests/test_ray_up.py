@@ -61,6 +61,7 @@ def cluster_file(machines: hosts.Hosts, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.timeout(2400)
 def test_a_sweep_runs_on_own_machines_that_ray_up_has_started(
     machines: hosts.Hosts, small_results: Path, tmp_path: Path

@@ -163,6 +163,7 @@ def test_verdicts_of_one_machine_are_known_on_another(
             book.add("key", row)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_two_machines_share_a_bucket_and_train_everything_once(
     s3: Service, small_results: Path, tmp_path: Path

@@ -151,6 +151,7 @@ def test_only_damaged_outputs_are_computed_again(in_process_results: Path, copie
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     small_results: Path, tmp_path: Path
 ) -> None:
@@ -181,21 +182,21 @@ def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     assert stage_1 in before
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         os.kill(trial_process(results / "store" / "steps" / stage_2, process.pid), signal.SIGKILL)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=500)
         assert process.returncode == 0, output
     after = records(results)
     assert all(after[step] == when for step, when in before.items())
     pd.testing.assert_frame_equal(numbers(results), numbers(small_results))
 
 
-def wait_for(results: Path, pattern: str, timeout: float = 200.0) -> None:
+def wait_for(results: Path, pattern: str, timeout: float = 500.0) -> None:
     deadline = time.monotonic() + timeout
     while not list((results / "store" / "steps").glob(pattern)):
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.1)
 
 
-def trial_process(step: Path, sweep: int, timeout: float = 200.0) -> int:
+def trial_process(step: Path, sweep: int, timeout: float = 500.0) -> int:
     """The process of this sweep that carries the step out, as soon as a worker of the attempt writes its log.
 
     Processes of an earlier, killed sweep may have claimed the step one after the other shortly before they died too.
