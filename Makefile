@@ -46,7 +46,7 @@ test: environment
 test-slow: environment $(VENV)/.smollm2
 	$(TESTS) -m "slow and not long"
 
-# Both in one session, which share the sweep and the cluster.
+# The fast and the slow tests in one session, which share the sweep and the cluster.
 test-ci: environment $(VENV)/.smollm2
 	$(TESTS) -m "not long"
 

@@ -24,7 +24,9 @@ LONG = {"gpu"}
 
 def tier(name: str) -> list[pytest.MarkDecorator]:
     """The marks of a benchmark's test."""
-    return [] if name in QUICK else [pytest.mark.slow, pytest.mark.long] if name in LONG else [pytest.mark.slow]
+    if name in LONG:
+        return [pytest.mark.slow, pytest.mark.long]
+    return [] if name in QUICK else [pytest.mark.slow]
 
 
 def run_benchmark(name: str) -> Answer:

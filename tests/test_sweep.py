@@ -35,6 +35,8 @@ from tests.commands import FOUR_CPUS, arguments, call, run, sweep, sweep_here, w
 from tests.results_folders import LAST_STAGE, copy_store
 from tests.spaces import ROOT, small, space
 
+PATIENCE = 500.0
+"""Seconds that a stage may take to start, or a sweep to end, while other tests compute beside it."""
 NUMBERS = ["helpfulness", "helpfulness_low", "helpfulness_high", "harmlessness", "n_helpfulness", "expected_reward",
            "expected_safety", "kl_to_sft", "support_mass", "share_of_optimum", "mean_response_tokens"]  # fmt: skip
 
@@ -182,21 +184,21 @@ def test_a_sweep_stopped_and_killed_continues_and_ends_with_the_same_numbers(
     assert stage_1 in before
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         os.kill(trial_process(results / "store" / "steps" / stage_2, process.pid), signal.SIGKILL)
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0, output
     after = records(results)
     assert all(after[step] == when for step, when in before.items())
     pd.testing.assert_frame_equal(numbers(results), numbers(small_results))
 
 
-def wait_for(results: Path, pattern: str, timeout: float = 500.0) -> None:
+def wait_for(results: Path, pattern: str, timeout: float = PATIENCE) -> None:
     deadline = time.monotonic() + timeout
     while not list((results / "store" / "steps").glob(pattern)):
         assert time.monotonic() < deadline, f"{pattern} did not appear"
         time.sleep(0.1)
 
 
-def trial_process(step: Path, sweep: int, timeout: float = 500.0) -> int:
+def trial_process(step: Path, sweep: int, timeout: float = PATIENCE) -> int:
     """The process of this sweep that carries the step out, as soon as a worker of the attempt writes its log.
 
     Processes of an earlier, killed sweep may have claimed the step one after the other shortly before they died too.
