@@ -116,6 +116,7 @@ def test_a_head_node_that_has_just_started_is_asked_three_times(refusals: int, m
             raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: no process\n")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests of this process have a cluster
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as server:
         address = f"ray://127.0.0.1:{server.getsockname()[1]}"
         refused: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
