@@ -39,7 +39,7 @@ def test_a_flag_is_read_from_any_unambiguous_type(value: Any) -> None:
     assert only({"prompt": "p", "completion": "c", "label": value}, "labelled", "labelled")["label"] is True
 
 
-@pytest.mark.parametrize("value", ["yes", "safe", 0.5, 2, "", [True]])
+@pytest.mark.parametrize("value", ["yes", "safe", 0.5, 2, [True]])
 def test_an_ambiguous_flag_is_an_invalid_row(value: Any) -> None:
     row = {"prompt": "p", "completion": "c", "label": value}
     assert convert([row], format="labelled", objective=None, shape="labelled")[1] == {"wrong type label": 1}
@@ -120,16 +120,18 @@ def test_messages_with_more_than_text_are_invalid_rows_and_lose_nothing_silently
         ("[INST] one [/INST]", "[/INST]"),
         ("<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>assistant"),
         ("<|user|>\none\n<|assistant|>\n", "<|assistant|>"),
+        ("Human: one Assistant:", "Assistant:"),
+        ([turn(USER, "one"), turn(ASSISTANT, "two"), turn(USER, "three\n\n### Response:")], "### Response:"),
     ],
 )
-def test_a_prompt_that_another_template_has_rendered_is_refused(tmp_path: Path, text: str, ending: str) -> None:
+def test_a_prompt_that_another_template_has_rendered_is_refused(tmp_path: Path, text: Any, ending: str) -> None:
     """The model's template would be put around it, and that an evaluation asks it would not be seen."""
     row = {"prompt": text, "chosen": "a", "rejected": "b"}
     reason = f"a template is in the prompt already: it ends with {ending}"
     assert convert([row], format="pairs", objective=None, shape="pairs")[1] == {reason: 1}
     path = tmp_path / "prompts.json"
     path.write_text(json.dumps([{"prompt": text}]))
-    with pytest.raises(DataError, match="row 1 is in a template already"):
+    with pytest.raises(DataError, match=r"row 1 (is in a template already|is a transcript|has prompt)"):
         read_prompts(str(path), None)
 
 
@@ -215,3 +217,28 @@ def test_half_of_a_surrogate_pair_is_one_invalid_row_of_data_and_refused_in_prom
     path.write_text('[{"prompt": "one", "category": "\\ud83d"}]')
     with pytest.raises(DataError, match="row 1 has half of a surrogate pair"):
         read_prompts(str(path), None)
+
+
+def test_the_name_of_the_speaker_does_not_hide_that_an_evaluation_asks_a_prompt() -> None:
+    for text in ("Human: How are you?", "USER: How are you?", "### Question: how are you?", "Q: How are  you?"):
+        assert prompt_key(text) == prompt_key("How are you?")
+    assert prompt_key("Users: how many?") == "users: how many?"
+
+
+@pytest.mark.parametrize("beside", ["Another question?", [turn(USER, "Another question?")]])
+def test_conversations_that_do_not_begin_with_the_prompt_beside_them_are_invalid(beside: Any) -> None:
+    row = {"chosen": [turn(USER, "one"), turn(ASSISTANT, "a")], "rejected": [turn(USER, "one"), turn(ASSISTANT, "b")]}
+    for same in (None, "", "one", [turn(USER, "one")]):
+        assert only(row | {"prompt": same})["prompt"] == "one"
+    _, invalid = convert([row | {"prompt": beside}], format="pairs", objective=None, shape="pairs")
+    assert invalid == {"the conversations do not begin with the prompt beside them": 1}
+
+
+@pytest.mark.parametrize("value", ["NaN", "", " null ", "None"])
+def test_a_text_without_a_value_is_a_missing_id_or_flag(value: str) -> None:
+    row = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": value}
+    _, invalid = convert([row], format="pku-saferlhf", objective="helpfulness", shape="pairs")
+    assert invalid == {"missing field better_response_id": 1}
+    row = {"prompt": "p", "completion": "c", "label": value}
+    _, invalid = convert([row], format="labelled", objective=None, shape="labelled")
+    assert invalid == {"missing field label": 1}

@@ -41,7 +41,14 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_no_space_is_left_out() -> None:
-    assert SPACES == ["llama2-hh.yaml", "paper.yaml", "pythia-hh.yaml", "quickstart.yaml", "smollm2.yaml"]
+    assert SPACES == [
+        "llama2-hh.yaml",
+        "paper.yaml",
+        "pythia-hh.yaml",
+        "quickstart.yaml",
+        "smollm2.yaml",
+        "study-smollm2.yaml",
+    ]
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -12,6 +12,7 @@ from sacpo.errors import StepError
 from sacpo.judges import llm
 from sacpo.judges.ledger import QuotaExceeded
 from sacpo.judges.refusals import Refusal, read_error
+from sacpo.judges.streams import read_body
 from tests.servers import NONCE, Behaviour, Body, Fail, Policy, completion, scripted, verdict
 from tests.test_field_judges import REQUEST, one_odd, reply_body
 from tests.test_judges import HONEST, always, ask, honest, judge, outcomes
@@ -161,3 +162,10 @@ def test_a_firewall_that_blocks_the_first_text_ends_nothing(tmp_path: Path) -> N
         assert stats.structured
     with scripted(always(blocked)) as server, pytest.raises(StepError, match="check the rights of the key"):
         ask(tmp_path / "all", judge(server))
+
+
+def test_thoughts_in_the_chunks_of_a_stream_are_joined() -> None:
+    parts = [{"type": "reasoning.text", "text": text} for text in ("A", " or B")]
+    chunks = [{"choices": [{"index": 0, "delta": {"reasoning_details": [part]}}]} for part in parts]
+    body = read_body("".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks))
+    assert body["choices"][0]["message"] == {"reasoning_details": parts}

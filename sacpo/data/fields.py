@@ -33,6 +33,7 @@ _ROLES = {
 }
 """Names of the speakers in transcripts, in chat messages, and in those of ShareGPT (`from`, `value`)."""
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+_NO_VALUE = {"", "nan", "none", "null", "na", "n/a"}
 
 
 class InvalidRow(Exception):
@@ -53,13 +54,25 @@ def field(row: Row, name: str) -> Any:
     return value
 
 
+def _flag_or_id(row: Row, name: str) -> Any:
+    """A field that holds a flag or an id. A text without a value, such as a CSV file has it, is missing.
+
+    Raises:
+        InvalidRow: it is missing.
+    """
+    value = field(row, name)
+    if isinstance(value, str) and value.strip().casefold() in _NO_VALUE:
+        raise InvalidRow(f"missing field {name}")
+    return value
+
+
 def boolean(row: Row, name: str) -> bool:
     """A flag: a boolean, 0 or 1 as a number, or one of these as a text.
 
     Raises:
         InvalidRow: it is missing, or none of these.
     """
-    value = field(row, name)
+    value = _flag_or_id(row, name)
     if isinstance(value, bool):
         return value
     key = str(value).strip().casefold()
@@ -74,7 +87,7 @@ def response_id(row: Row, name: str) -> int:
     Raises:
         InvalidRow: it is missing, no number, or another number.
     """
-    value = field(row, name)
+    value = _flag_or_id(row, name)
     if isinstance(value, bool):
         raise InvalidRow("id out of range")
     try:
@@ -210,7 +223,8 @@ def checked_turns(turns: Messages) -> PromptText:
     """The prompt of chat messages. Chat templates raise or write wrong text if turns do not alternate.
 
     Raises:
-        InvalidRow: there is no turn, turns do not alternate, or one is empty.
+        InvalidRow: there is no turn, turns do not alternate, one is empty, or the last one ends in the words of a
+            template (also the transcript on one line, `Human: Hi Assistant:`).
     """
     if not turns:
         raise InvalidRow("empty prompt")
@@ -221,6 +235,7 @@ def checked_turns(turns: Messages) -> PromptText:
         raise InvalidRow("empty prompt")
     if not all(turn["content"].strip() for turn in dialogue):
         raise InvalidRow("empty turn")
+    _check_not_rendered(turns[-1]["content"])
     return turns[0]["content"] if len(turns) == 1 else turns
 
 
@@ -239,9 +254,13 @@ def prompt(row: Row) -> PromptText:
     turns = transcript(value)
     if turns is not None:
         return checked_turns(turns)
+    _check_not_rendered(value)
+    return value
+
+
+def _check_not_rendered(value: str) -> None:
     if ending := rendered_ending(value):
         raise InvalidRow(f"a template is in the prompt already: it ends with {ending}")
-    return value
 
 
 def rendered_ending(value: str) -> str:

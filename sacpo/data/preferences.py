@@ -7,6 +7,7 @@ Invalid rows are left out and counted by reason, so that the caller can refuse a
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -132,7 +133,10 @@ def _read_hh(row: Row, objective: str | None, shape: ExampleShape) -> list[Examp
 def _read_pair(row: Row, objective: str | None, shape: ExampleShape) -> list[Example]:
     """A prompt with two responses; or two whole conversations, whose shared beginning is the prompt (as in TRL)."""
     if _is_conversation(row.get("chosen")) and _is_conversation(row.get("rejected")):
-        return _read_hh(row, objective, shape)
+        examples = _read_hh(row, objective, shape)
+        if row.get("prompt") and prompt_key(prompt(row)) != prompt_key(examples[0]["prompt"]):
+            raise InvalidRow("the conversations do not begin with the prompt beside them")
+        return examples
     return _examples_of_pair(prompt(row), response(row, "chosen"), response(row, "rejected"), shape)
 
 
@@ -205,17 +209,21 @@ _KEYBOARD = str.maketrans(
     | dict.fromkeys("\u00ad\u200b\u200c\u200d\u2060\ufeff", "")
 )
 """Typographic quotes and dashes to those of a keyboard; invisible characters to nothing."""
+_SPEAKER = re.compile(r"(?:#+ ?)?(?:human|user|question|instruction|prompt|q): ")
+"""The name of the speaker before a prompt."""
 
 
 def prompt_key(asked: PromptText) -> str:
     """The key by which two prompts count as the same, in whichever format they are stored.
 
     It is the first user turn (of messages, or of a text that is a transcript) in Unicode's compatibility form (NFKC),
-    in one case, with single spaces, without invisible characters, and with the keyboard's quotes and hyphens.
+    in one case, with single spaces, without invisible characters, with the keyboard's quotes and hyphens, and without
+    the speaker's name before it (`User: `).
     """
     turns = transcript(asked) if isinstance(asked, str) else asked
     first = asked if turns is None else next(turn["content"] for turn in turns if turn["role"] == "user")
-    return " ".join(unicodedata.normalize("NFKC", str(first).translate(_KEYBOARD)).casefold().split())
+    key = " ".join(unicodedata.normalize("NFKC", str(first).translate(_KEYBOARD)).casefold().split())
+    return key.removeprefix(speaker[0]) if (speaker := _SPEAKER.match(key)) else key
 
 
 def in_fraction(key: str, fraction: float) -> bool:

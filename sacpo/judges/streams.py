@@ -8,6 +8,8 @@ from typing import Any
 _STARTS = ("data:", "event:", ":")
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning", "thinking")
 """Fields of a message that come in parts."""
+_DETAILS = "reasoning_details"
+"""Parts of thoughts in a list, each chunk with its own."""
 BROKEN_STREAM = "incomplete_stream"
 """`finish_reason` of a stream that ended before the reply did."""
 
@@ -40,6 +42,8 @@ def _joined(chunks: list[dict[str, Any]]) -> dict[str, Any]:
                 message[name] = message.get(name, "") + part
         for call in delta.get("tool_calls") or []:
             arguments += str((call.get("function") or {}).get("arguments") or "")
+        if isinstance(part := delta.get(_DETAILS), list):
+            message[_DETAILS] = message.get(_DETAILS, []) + part
         tokens += (choice.get("logprobs") or {}).get("content") or []
     if arguments:
         message["tool_calls"] = [{"function": {"arguments": arguments}}]

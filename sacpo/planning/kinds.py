@@ -91,7 +91,7 @@ KINDS: dict[str, StepKind] = {
     "preferences": StepKind(
         "sacpo.steps.data:sample", payloads.PreferencesPayload, records.PreferencesMetrics, recipe=2
     ),
-    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=4),
+    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=5),
     "inspection": StepKind(
         "sacpo.steps.inspection:run",
         payloads.InspectionPayload,
