@@ -52,6 +52,22 @@ def test_a_bfloat16_policy_keeps_updates_that_are_smaller_than_its_rounding(trai
     assert stage.effective.dtype == "torch.bfloat16"
 
 
+def test_a_training_whose_changes_bfloat16_rounds_away_says_so(train: TrainStage) -> None:
+    loud, quiet = (
+        train(model__dtype="bfloat16").metrics,
+        train(model__dtype="bfloat16", training__dpo__learning_rate=1e-7).metrics,
+    )
+    assert loud.changed_weights is not None
+    assert quiet.changed_weights is not None
+    assert loud.changed_weights > 0.5 > 0.25 > quiet.changed_weights
+    assert not any("of the weights changed" in warning for warning in loud.warnings)
+    assert any(warning.startswith("only ") and "bfloat16 rounds" in warning for warning in quiet.warnings)
+    exact = train(training__dpo__learning_rate=1e-7).metrics
+    assert exact.changed_weights is not None
+    assert exact.changed_weights > quiet.changed_weights
+    assert not any("bfloat16" in warning for warning in exact.warnings)
+
+
 def test_a_stage_has_the_settings_that_were_requested(train: TrainStage) -> None:
     stage = train(training__dpo__adam_epsilon=1e-6)
     settings = DPOTraining(learning_rate=1e-3, epochs=1, batch_size=64, adam_epsilon=1e-6).model_dump()

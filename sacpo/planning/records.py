@@ -159,13 +159,12 @@ class TrainMetrics(Metrics):
     """Course of a training step.
 
     Attributes:
-        first_loss: Loss of the first update.
-        final_loss: Mean loss of the last twentieth of the updates.
+        first_loss, final_loss: Loss of the first update; mean loss of the last twentieth of the updates.
         reward_accuracy, margin, chosen_logp_change, loss_moved, warnings: See `sacpo.steps.course.Course`.
         resumed: The run started from a checkpoint.
         start_seconds: Seconds before the first update, by part.
-        reference_max_difference: Largest difference in nats between the precomputed and the live reference
-            log-probabilities before the first update; None where they were not compared.
+        reference_max_difference: Of precomputed and live reference log-probabilities, in nats; None if not compared.
+        changed_weights: See `sacpo.steps.changed_weights`; None for adapters and in records of older versions.
         throughput: None if the run made no update.
     """
 
@@ -181,6 +180,7 @@ class TrainMetrics(Metrics):
     loss_moved: bool = True
     warnings: tuple[str, ...] = ()
     reference_max_difference: float | None = None
+    changed_weights: float | None = None
     throughput: Throughput | None = None
     judge: JudgeAccuracy | None = None
 

@@ -36,6 +36,7 @@ from sacpo.planning.payloads import (
 from sacpo.planning.records import JudgeAccuracy, TrainMetrics
 from sacpo.steps.adapters import finish_stage, prepare_stage, stage_model
 from sacpo.steps.batch import Batch
+from sacpo.steps.changed_weights import changed_weights, rounding_warning
 from sacpo.steps.checkpoints import LocalCheckpoints
 from sacpo.steps.course import Course
 from sacpo.steps.divergence import DivergenceGuard
@@ -106,7 +107,7 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
     if trainer.state.global_step != updates:
         raise StepError(f"training ended after {trainer.state.global_step} of {updates} updates")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    report.metrics = TrainMetrics(
+    metrics = TrainMetrics(
         **vars(Course.of(history, payload)),
         updates=updates,
         examples_per_epoch=len(examples.rows),
@@ -116,15 +117,24 @@ def run(job: Job[AnyTrainPayload], context: WorkerContext, report: StepReport) -
         throughput=trainer.counter.metrics(trainer, batch.total),
         judge=_accuracy(trainer, job) if isinstance(payload, RewardPayload) else None,
     )
+    report.metrics = metrics
     trainer.save_model(str(job.folder))
     if context.rank == 0:
         (job.folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the record holds the settings
         # The trainer aligns it with the tokenizer; the list of tokens that end an answer must stay the base model's.
         shutil.copyfile(job.parents["policy"] / GENERATION_CONFIG_NAME, job.folder / GENERATION_CONFIG_NAME)
         (job.folder / HISTORY).write_text(json.dumps(history))
+        if lora_of(payload) is None:
+            report.metrics = _with_changed_weights(metrics, job)
         finish_stage(job)
     trainer.accelerator.free_memory()  # ends DeepSpeed's engine: the process may train another stage
     return report
+
+
+def _with_changed_weights(metrics: TrainMetrics, job: Job[AnyTrainPayload]) -> TrainMetrics:
+    changed = changed_weights(job.parents["policy"], job.folder)
+    warnings = (*metrics.warnings, *rounding_warning(changed, job.payload.dtype))
+    return metrics.model_copy(update={"changed_weights": changed, "warnings": warnings})
 
 
 def _arguments(
