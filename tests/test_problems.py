@@ -67,6 +67,8 @@ def test_the_settings_of_a_mapping_are_listed_once(tmp_path: Path) -> None:
         ({"model": {"kind": "hf"}}, "model: kind: got 'hf'; should be synthetic or pretrained"),
         ({"chains": ["dpo:helpfulness"]}, "chains.0: got 'dpo:helpfulness'; should be a mapping with the settings"),
         ({"resources": 4}, "resources: got 4; should be a mapping with the settings checkpoint_steps, "),
+        ({"merges": None}, "merges: has no value; give one, or leave the setting out for its default"),
+        ({"constraint": None}, "constraint: has no value; give one, or leave the setting out"),
         ({"report": {"to": "wandb"}}, "report.to: got 'wandb'; should be a list; write [wandb]"),
         ({"chains": [{"chain": "dpo:helpfulness", "beta": {"values": [1, 2]}}]}, f"chains.0.beta: {RANGE_HINT}"),
         (

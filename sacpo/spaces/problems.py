@@ -50,6 +50,8 @@ def _known(setting: Setting, models: list[type[BaseModel]], is_first: bool) -> s
 def _text(detail: Any, setting: Setting, models: list[type[BaseModel]], document: Document) -> str:
     kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
     shown = "" if isinstance(given, dict | list) else f"got {given!r}; "
+    if given is None:
+        return "has no value; give one, or leave the setting out for its default"
     if kind in _NO_MAPPING:
         return shown + _mapping(models)
     if kind == "union_tag_not_found":
