@@ -94,7 +94,7 @@ FAILURES: dict[str, Behaviour] = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_failed_call_is_repeated_and_changes_no_outcome(kind: str, tmp_path: Path) -> None:
     with scripted(failing_once(FAILURES[kind])) as server:
-        replies, stats = ask(tmp_path, judge(server, timeout_s=1.0 if "timeout" in kind else 10.0))
+        replies, stats = ask(tmp_path, judge(server, timeout_s=4.0 if "timeout" in kind else 10.0))
         assert outcomes(replies) == HONEST
         assert server.calls == stats.calls == 24
         assert {reply.attempts for reply in replies} == {2}
