@@ -221,7 +221,7 @@ def draw(folder: Path) -> None:
     trained = line[line["q"].isna()]
     path = Figure(figsize=(8.8, 4.2), dpi=125, layout="constrained")
     for axes, name in zip(path.subplots(1, 2), CRITERIA, strict=True):
-        axes.plot(preview["lambda"], preview[name], label="preview, made before")
+        axes.plot(preview["lambda"], preview[name], label="preview, from both ends alone")
         axes.fill_between(preview["lambda"], preview[f"{name}_low"], preview[f"{name}_high"], alpha=0.15)
         errors = (trained[name] - trained[f"{name}_low"], trained[f"{name}_high"] - trained[name])
         axes.errorbar(trained["reached"], trained[name], errors, fmt="o", capsize=3, label="trained")

@@ -86,3 +86,9 @@ def test_tables_and_pictures_of_a_study(study: ModuleType, folder: Path) -> None
     assert "| Hi? | a¦b | Hello / you | Hm. | No. |" in tables["Answers"]
     study.draw(folder)
     assert all((folder / f"{name}.png").stat().st_size > 10_000 for name in ("front", "preview", "curves"))
+
+
+def test_the_page_has_the_tables_of_the_files(study: ModuleType) -> None:
+    page = (ROOT / "docs" / "study-smollm2.md").read_text()
+    tables = study.tables(ROOT / "analysis" / "study_smollm2")
+    assert [heading for heading, table in tables.items() if table not in page] == []

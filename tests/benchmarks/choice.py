@@ -48,7 +48,9 @@ def main() -> None:
     parser.add_argument("--trained-worlds", type=int, default=3, help="worlds whose policies are really trained")
     parser.add_argument("--trained-thresholds", type=int, default=4, help="of each of these; two trainings each")
     parser.add_argument("--rows", type=int, default=16384, help="preferences of each objective in these")
-    toy = {"worlds": 1, "thresholds": 2, "repeats": 2, "trained_worlds": 1, "trained_thresholds": 1, "rows": 256}
+    parser.add_argument("--trained-answers", type=int, default=32, help="of each of these policies to each prompt")
+    toy = {"worlds": 1, "thresholds": 2, "repeats": 2, "trained_worlds": 1, "trained_thresholds": 1}
+    toy |= {"rows": 256, "trained_answers": 2}
     options = parse(parser, **toy)
     errors = np.concatenate(
         [world_errors(w, options.thresholds, options.answers, np.random.default_rng(w)) for w in range(options.worlds)]
@@ -63,7 +65,8 @@ def main() -> None:
     violations = []
     for world in range(options.trained_worlds):
         with tempfile.TemporaryDirectory() as folder:
-            violations += TrainedWorld(world, options.rows, Path(folder)).violations(options.trained_thresholds)
+            trained = TrainedWorld(world, options.rows, options.trained_answers, Path(folder))
+            violations += trained.violations(options.trained_thresholds)
     figures: dict[str, object] = {
         "lambda_error_two": round(float(two), 4),
         "lambda_error_three": round(float(three), 4),
@@ -134,15 +137,17 @@ class TrainedWorld:
     Args:
         world: Number of the setting, and the seed.
         rows: Preferences of each objective.
+        answers: Answers of each policy to each prompt. Their number limits how well the preview knows a policy's E[g].
         folder: Where the sweeps' folders go.
     """
 
-    def __init__(self, world: int, rows: int, folder: Path) -> None:
+    def __init__(self, world: int, rows: int, answers: int, folder: Path) -> None:
         self.beta, self.largest = SETTINGS[world]
         self.folder = folder
         self._runs = 0
         self.data = (small() if is_smoke() else quickstart()) | {"merges": [], "seeds": [world]}
         self.data["evaluation"]["sentinels"] = []
+        self.data["evaluation"]["generation"]["samples"] = answers
         for source in self.data["data"]["preferences"].values():
             source["rows"] = rows
 
