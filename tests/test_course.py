@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from sacpo.planning.payloads import AnyTrainPayload, DPOPayload, SFTPayload
 from sacpo.spaces.training import DPOTraining, SFTTraining
 from sacpo.steps.course import Course
@@ -25,6 +27,12 @@ def test_rewards_become_nats_against_the_reference() -> None:
     assert (course.first_loss, course.final_loss) == (0.69, 0.5)
     assert (course.margin, course.chosen_logp_change, course.reward_accuracy) == (1.0, 0.4, 0.75)
     assert course.warnings == ()
+
+
+@pytest.mark.parametrize(("updates", "counted"), [(1, 1), (3, 2), (8, 4), (30, 10), (100, 10), (1000, 50)])
+def test_final_values_are_not_those_of_one_batch(updates: int, counted: int) -> None:
+    losses = [float(i) for i in range(updates)]
+    assert Course.of(history(losses), DPO).final_loss == sum(losses[-counted:]) / counted
 
 
 def test_a_loss_that_does_not_move_is_a_warning() -> None:

@@ -26,7 +26,7 @@ def test_every_stage_has_a_row_for_each_update_and_ends_where_its_metrics_say(in
         metrics, curve = json.loads(step["metrics"]), curves.loc[step["step_id"]]
         assert list(curve["update"]) == list(range(1, metrics["updates"] + 1))
         assert curve["loss"].iloc[0] == metrics["first_loss"]
-        last = curve.tail(max(1, len(curve) // 20))
+        last = curve.tail(min(max(10, len(curve) // 20), (len(curve) + 1) // 2))
         for column in ("margin", "chosen_logp_change", "reward_accuracy"):
             expected = np.nan if metrics[column] is None else metrics[column]
             np.testing.assert_allclose(last[column].mean(), expected, rtol=1e-9)
@@ -60,3 +60,13 @@ def test_each_value_that_was_logged_has_a_panel_and_the_loss_of_sft_one_of_its_o
     assert len(panels(curves)) == 5
     assert "KTO's estimate of the KL divergence, nats" in panels(curves.assign(kl=0.1))
     assert set(panels(curves[curves["label"] == "sft"])) == {"loss of SFT, nats per token"}
+
+
+def test_two_judges_have_lines_that_differ(in_process_results: Path) -> None:
+    curves = load(in_process_results).comparisons["curves"]
+    curves = pd.concat(
+        curves[curves["step_id"] == curves["step_id"].iloc[-1]].assign(step_id=label, label=label)
+        for label in ("judge helpfulness", "judge harmlessness")
+    )
+    first, second = draw_curves(curves).axes[0].lines[:2]
+    assert first.get_color() != second.get_color()

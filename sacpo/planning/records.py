@@ -159,7 +159,7 @@ class TrainMetrics(Metrics):
     """Course of a training step.
 
     Attributes:
-        first_loss, final_loss: Loss of the first update; mean loss of the last twentieth of the updates.
+        first_loss, final_loss: Loss of the first update; mean loss of the final ones, see `sacpo.steps.course.Course`.
         reward_accuracy, margin, chosen_logp_change, loss_moved, warnings: See `sacpo.steps.course.Course`.
         resumed: The run started from a checkpoint.
         start_seconds: Seconds before the first update, by part.

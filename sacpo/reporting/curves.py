@@ -116,7 +116,8 @@ def _styles(labels: list[str]) -> list[dict[str, Any]]:
     for label in labels:
         name = label.removeprefix("train ")
         chain = re.sub(r"@[^>\s]+| seed \d+", "", name)
-        method = "sacpo" if ">" in chain else "one-step" if ":" in chain else chain
+        judge = "judge" if chain.startswith("judge ") else chain
+        method = "sacpo" if ">" in chain else "one-step" if ":" in chain else judge
         known = chains.setdefault(method, [])
         known += [chain] * (chain not in known)
         number = numbers[chain] = numbers.get(chain, -1) + 1

@@ -11,11 +11,15 @@ from sacpo.planning.payloads import AnyTrainPayload, kl_parameter
 
 _UNMOVED = 1e-3  # a loss that changes by less, relative to its first value, has not moved
 _COLLAPSED_NATS = -1.0  # the chosen responses' log-probability fell by more than this
+_FINAL_UPDATES = 10  # the twentieth of a short training is one batch, whose figures are mostly noise
 
 
 @dataclass(frozen=True)
 class Course:
-    """Figures of a training's log; a final value is the mean over the last twentieth of the updates.
+    """Figures of a training's log.
+
+    A final value is the mean over the last twentieth of the updates, over at least ten of them, but never over more
+    than the last half.
 
     Attributes:
         first_loss: Loss of the first update.
@@ -71,8 +75,9 @@ class Course:
 
 
 def _final(values: list[float]) -> float | None:
-    """Mean of the last twentieth; None of no values."""
-    return float(np.mean(values[-max(1, len(values) // 20) :])) if values else None
+    """Mean of the final updates' values; None of no values."""
+    number = min(max(len(values) // 20, _FINAL_UPDATES), (len(values) + 1) // 2)
+    return float(np.mean(values[-number:])) if values else None
 
 
 def _warnings(losses: list[float], chosen: float | None, moved: bool) -> list[str]:
