@@ -172,8 +172,8 @@ def test_rows_hold_every_group_once_and_little_padding() -> None:
 def test_a_block_mask_sees_what_the_dense_mask_sees() -> None:
     from torch.nn.attention.flex_attention import create_mask
 
-    groups = packing.answer_groups([([*prompt, *answer], len(prompt), len(prompt) + len(answer))
-                                    for prompt, answer in sequences()])  # fmt: skip
+    texts = [([*prompt, *answer], len(prompt), len(prompt) + len(answer)) for prompt, answer in sequences()]
+    groups = packing.answer_groups(texts, 64.0)
     rows = packing.pack(groups, 64.0, PAD)
     count, width = rows.ids.shape
     for window in (None, 4):
@@ -186,6 +186,24 @@ def test_a_batch_without_answers_and_many_answers_to_one_prompt_are_packed() -> 
     assert empty.ids.tolist() == [[PAD]]
     assert empty.tokens == 0
     prompt = list(range(400))
-    groups = packing.answer_groups([(prompt + [1] * 300, 400, 700)] * 5)
-    assert [len(group.branches) for group in groups] == [2, 2, 1]
-    assert packing.answer_groups([([1, 2, 3], 3, 3)]) == []
+    groups = packing.answer_groups([(prompt + [1] * 300, 400, 700)] * 5, 3456.0)
+    assert [len(group.branches) for group in groups] == [4, 1]
+    assert packing.answer_groups([([1, 2, 3], 3, 3)], 3456.0) == []
+
+
+@pytest.mark.parametrize("prompt", [1, 30, 300])
+def test_as_many_answers_share_a_prompt_as_make_a_branch_cheapest(prompt: int) -> None:
+    scale, answer, count = 384.0, 20, 100
+
+    def cost(branches: int) -> float:
+        tokens = prompt + branches * answer
+        return tokens * (1 + tokens / scale) / branches
+
+    # The copy of the last prompt token starts a branch, so one token less is shared, and one more is in the branch.
+    texts = [([1] * (prompt + 1) + [2] * answer, prompt + 1, prompt + 1 + answer)] * count
+    groups = packing.answer_groups(texts, scale)
+    branches = len(groups[0].branches)
+    assert cost(branches) <= 1.02 * min(cost(n) for n in range(1, count))
+    assert sum(len(group.branches) for group in groups) == count
+    rows = packing.distribute([len(group) for group in groups], scale)
+    assert max(map(len, rows)) < 8  # one long row would cost more than the padding that it saves

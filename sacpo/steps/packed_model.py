@@ -163,7 +163,7 @@ class PackedModel:
         for row, length, target in zip(ids, lengths, targets, strict=True):
             learned = [t for t in range(1, length) if target[t] != IGNORED]
             sequences.append((row, learned[0], learned[-1] + 1) if learned else (row, 1, 1))
-        rows = self._pack(answer_groups(sequences), device)
+        rows = self._pack(answer_groups(sequences, self.scale), device)
         places: list[int] = []
         slots: list[int] = []
         for sequence, place in rows.places.items():
@@ -217,7 +217,7 @@ class PackedModel:
             Logits of shape (answer tokens, vocabulary); number of each text that has an answer and the tokens of the
             answer, in the order of the logits.
         """
-        groups = answer_groups([(ids, start, len(ids)) for ids, start in texts])
+        groups = answer_groups([(ids, start, len(ids)) for ids, start in texts], self.scale)
         device = self.model.device
         if packing:
             rows = self._pack(groups, device)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 IGNORED = -100  # the label of tokens that are not learned
-_GROUP_TOKENS = 1024  # a prompt is repeated before more answers to it would make a group longer than this
+_TRIED = 8  # numbers of rows, above and below the first one
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,19 @@ class Rows:
     tokens: int
 
 
-def answer_groups(sequences: Sequence[tuple[list[int], int, int]]) -> list[Group]:
+def answer_groups(sequences: Sequence[tuple[list[int], int, int]], scale: float) -> list[Group]:
     """Groups of sequences with the same prompt.
+
+    A group of p shared tokens with n branches of b tokens costs (p + nb) x (1 + (p + nb) / `scale`), see `distribute`.
+    The cost of a branch is least where nb is the square root of p x (p + scale): then the prompt is repeated.
 
     Args:
         sequences: (token ids, place of the first answer token, place after the last answer token). A sequence without
             answer tokens is left out. The first token is never predicted, so the answer starts at 1 or later.
+        scale: See `distribute`.
     """
     open_groups: dict[tuple[int, ...], Group] = {}
-    room: dict[tuple[int, ...], int] = {}  # tokens that the open group of a prompt may still take
+    room: dict[tuple[int, ...], float] = {}  # tokens that the open group of a prompt may still take
     groups = []
     for number, (ids, first, end) in enumerate(sequences):
         start = max(first, 1) - 1
@@ -97,7 +102,7 @@ def answer_groups(sequences: Sequence[tuple[list[int], int, int]]) -> list[Group
         if room.get(key, 0) < len(branch.ids):
             open_groups[key] = Group(ids[:start], [])
             groups.append(open_groups[key])
-            room[key] = max(_GROUP_TOKENS - len(key), 2 * len(branch.ids))
+            room[key] = math.sqrt(start * (start + scale))
         open_groups[key].branches.append(branch)
         room[key] -= len(branch.ids)
     return groups
@@ -127,22 +132,36 @@ def distribute(lengths: Sequence[int], scale: float) -> list[list[int]]:
         Positions of the groups in each row.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    best: tuple[float, list[list[int]]] | None = None
-    for count in range(1, len(lengths) + 1):
-        heap: list[tuple[int, int]] = [(0, row) for row in range(count)]
-        rows: list[list[int]] = [[] for _ in range(count)]
-        for i in order:
-            length, row = heap[0]
-            heapq.heapreplace(heap, (length + lengths[i], row))
-            rows[row].append(i)
-        width = max(length for length, _ in heap)
-        cost = count * width * (1 + width / scale)
-        if best is None or cost < best[0]:
-            best = cost, rows
-        if width == lengths[order[0]]:
-            break  # more rows cannot be shorter
-    assert best is not None
-    return best[1]
+    longest, total = lengths[order[0]], sum(lengths)
+    fewest = -(-total // longest)  # rows, if they are to be no longer than the longest group
+
+    def least_cost(count: int) -> float:
+        width = max(longest, total / count)
+        return count * width * (1 + width / scale)
+
+    best, best_cost = [order], total * (1 + total / scale)
+    more = range(fewest, len(lengths) + 1)
+    fewer = range(fewest - 1, 0, -1)
+    for counts in (more, fewer):
+        for count in counts[:_TRIED]:
+            if least_cost(count) >= best_cost:
+                break  # nor can what comes after it be better
+            rows, width = _spread(lengths, order, count)
+            cost = count * width * (1 + width / scale)
+            if cost < best_cost:
+                best, best_cost = rows, cost
+    return best
+
+
+def _spread(lengths: Sequence[int], order: Sequence[int], count: int) -> tuple[list[list[int]], int]:
+    """Groups in a number of rows, taken in order, each to the shortest row; and the length of the longest row."""
+    heap: list[tuple[int, int]] = [(0, row) for row in range(count)]
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for i in order:
+        length, row = heap[0]
+        heapq.heapreplace(heap, (length + lengths[i], row))
+        rows[row].append(i)
+    return rows, max(length for length, _ in heap)
 
 
 def pack(groups: Sequence[Group], scale: float, pad: int) -> Rows:
