@@ -162,13 +162,8 @@ class ScoredAnswers:
         Args:
             q: Points of the path, shape (points,).
         """
-        points = np.atleast_1d(np.asarray(q, dtype=np.float64))
-        logs = (self.logps[:, self.first] - self._log_mixture)[:, None] + points * self.log_ratio[:, None]
         rows = self._rows
-        order, starts = self._segments
-        largest = np.maximum.reduceat(logs[order], starts, axis=0)
-        weights = np.exp(logs - largest[rows]) * self._calibration[:, None]
-        weights /= self._sums(weights)[rows]
+        weights = self._weights(np.atleast_1d(np.asarray(q, dtype=np.float64)))
         means = self._sums(weights * self.score[:, None])
         deviations = weights * (self.score[:, None] - means[rows])
         shares = [self._sums(weights * (self.source == policy)[:, None]) for policy in range(self.logps.shape[1])]
@@ -178,6 +173,14 @@ class ScoredAnswers:
             effective=1 / self._sums(weights**2),
             shares=np.stack(shares, axis=-1),
         )
+
+    def _weights(self, points: Floats) -> Floats:
+        """Each answer's weight at points of the path; those of one prompt sum to 1. Shape (answers, points)."""
+        logs = (self.logps[:, self.first] - self._log_mixture)[:, None] + points * self.log_ratio[:, None]
+        order, starts = self._segments
+        largest = np.maximum.reduceat(logs[order], starts, axis=0)
+        weights = np.exp(logs - largest[self._rows]) * self._calibration[:, None]
+        return np.asarray(weights / self._sums(weights)[self._rows])
 
     def _sums(self, values: Floats) -> Floats:
         """Sums over each prompt's answers: (n, points) to (prompts, points)."""
@@ -214,19 +217,17 @@ class ScoredAnswers:
     def _residual_model(self, points: Floats) -> tuple[Floats, Floats, Floats]:
         """The model of "trained - path": a Brownian bridge, which is 0 at both ends, where path and policy are one.
 
-        Its scale has the largest marginal likelihood; the residuals' noise is their covariance over prompts. Unless a
-        likelihood-ratio test at 95 % speaks against the path, the scale is 0, and so is the correction.
+        Its scale has the largest marginal likelihood. The residuals' noise is that of the answers: which prompts were
+        asked is no part of it, since path and policy answered the same ones. Unless a likelihood-ratio test at 95 %
+        speaks against the path, the scale is 0, and so is the correction.
 
         Returns:
             The correction's weights of the residuals, shape (points, trained); its standard deviation, shape (points,);
             and each prompt's residuals, shape (prompts, trained).
         """
         at = np.array([policy.q for policy in self.trained])
-        own = np.stack([self._own_means(policy.policy) for policy in self.trained], axis=1)
-        residuals = np.nan_to_num(own - self.moments(at).means)  # a prompt that a policy did not answer says nothing
-        n = len(residuals)
+        residuals, noise = self._residuals(at)
         mean = residuals.mean(axis=0)
-        noise = np.atleast_2d(np.cov(residuals, rowvar=False)) / n if n > 1 else np.eye(len(at)) * np.inf
         kernel = _bridge(at, at)
 
         def loss(scale: float) -> float:
@@ -234,7 +235,7 @@ class ScoredAnswers:
             return float(np.linalg.slogdet(covariance)[1] + mean @ np.linalg.solve(covariance, mean))
 
         largest = 4 * float(np.abs(mean / np.sqrt(np.diag(kernel))).max()) + 1e-9
-        scale = float(minimize_scalar(loss, bounds=(0.0, largest), method="bounded").x) if n > 1 else 0.0
+        scale = float(minimize_scalar(loss, bounds=(0.0, largest), method="bounded").x)
         if loss(scale) > loss(0.0) - _EVIDENCE:
             scale = 0.0
         cross = scale**2 * _bridge(points, at)
@@ -242,11 +243,28 @@ class ScoredAnswers:
         variance = scale**2 * points * (1 - points) - (weights * cross).sum(axis=1)
         return np.asarray(weights, dtype=np.float64), np.sqrt(np.maximum(variance, 0.0)), residuals
 
-    def _own_means(self, policy: int) -> Floats:
-        """Mean score of the policy's own answers to each prompt; NaN without answers. Shape (prompts,)."""
-        own = (self.source == policy).astype(np.float64)[:, None]
-        with np.errstate(invalid="ignore"):
-            return np.asarray((self._sums(own * self.score[:, None]) / self._sums(own))[:, 0])
+    def _residuals(self, at: Floats) -> tuple[Floats, Floats]:
+        """Trained minus path of each prompt, and the covariance of their means by the answers that were drawn.
+
+        Both are weighted means of one prompt's answers, so a residual is a sum over its answers, too. Their scores have
+        one variance within prompts, estimated from all of them.
+
+        Args:
+            at: The q of each trained policy, shape (trained,).
+
+        Returns:
+            Shapes (prompts, trained) and (trained, trained). A prompt that a policy did not answer has the residual 0.
+        """
+        own = (self.source[:, None] == np.array([policy.policy for policy in self.trained])).astype(np.float64)
+        counts = self._sums(own)[self._rows]
+        path = self._weights(at)
+        weights = np.where(counts > 0, own / np.maximum(counts, 1) - path, 0.0)
+        deviations = self.score[:, None] - self._sums(path * self.score[:, None])[self._rows]
+        free = np.maximum((1 - self._sums(path**2)).sum(axis=0), _RIDGE)
+        deviation = np.sqrt((path * deviations**2).sum(axis=0) / free)  # of scores within a prompt, shape (trained,)
+        residuals = self._sums(weights * self.score[:, None])
+        noise = weights.T @ weights * np.outer(deviation, deviation) / len(residuals) ** 2
+        return residuals, noise
 
     def root(self, threshold: float) -> float:
         """The q at which the expected score along the path reaches a threshold, by safeguarded Newton steps.
