@@ -29,9 +29,9 @@ def collect(whole: Path, ends: Path, folder: Path) -> None:
     sweep, before = results.load(whole), results.load(ends)
     trials = sweep.trials
     names = trials.set_index("trial_id")["label"]
-    wanted = ["label", "method", "chain", "beta", "beta_over_lambda", "lambda", "q", "seed", "status", "on_front"]
-    wanted += [f"{name}{end}" for name in CRITERIA for end in ("", "_low", "_high")]
-    wanted += [
+    columns = ["label", "method", "chain", "beta", "beta_over_lambda", "lambda", "q", "seed", "status", "on_front"]
+    columns += [f"{name}{end}" for name in CRITERIA for end in ("", "_low", "_high")]
+    columns += [
         "kl_to_sft",
         "mean_response_tokens",
         "finished_fraction",
@@ -44,7 +44,7 @@ def collect(whole: Path, ends: Path, folder: Path) -> None:
     judges += ["canary_win_rate", "canary_low", "canary_high", "fooled_fraction", "fooled_low", "fooled_high"]
     preview = ["lambda", *(f"{name}{end}" for name in CRITERIA for end in ("", "_low", "_high")), "distance", "warning"]
     files = {
-        "trials": trials[wanted],
+        "trials": trials[columns],
         "preview": before.comparisons["preview"][preview],
         "judges": sweep.comparisons["judges"][judges],
         "length": length[["criterion", "label", "mean_tokens", "length_controlled", "low", "high"]],

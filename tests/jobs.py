@@ -10,9 +10,7 @@ from sacpo.data.prompts import Prompt
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.planning.kinds import KINDS
-from sacpo.planning.payloads import FileContent, GeneratePayload, ModelPayload, Payload
-from sacpo.planning.plan import Step
-from sacpo.planning.records import (
+from sacpo.planning.metrics import (
     CanaryMetrics,
     DataMetrics,
     GenerateMetrics,
@@ -22,10 +20,11 @@ from sacpo.planning.records import (
     PreferencesMetrics,
     RaceMetrics,
     ReferenceMetrics,
-    StepResult,
-    TrainEffective,
     TrainMetrics,
 )
+from sacpo.planning.payloads import FileContent, GeneratePayload, ModelPayload, Payload
+from sacpo.planning.plan import Step
+from sacpo.planning.records import StepResult, TrainEffective
 from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.space import PretrainedModel, Resources, SyntheticModel
 from sacpo.store.step_store import Store

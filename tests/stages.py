@@ -20,9 +20,10 @@ from sacpo.execution import in_process
 from sacpo.execution.artifacts import REFERENCE
 from sacpo.execution.runner import Executor, Runner
 from sacpo.hashing import file_digest
+from sacpo.planning.metrics import TrainMetrics
 from sacpo.planning.plan import Plan
 from sacpo.planning.planner import make_plan
-from sacpo.planning.records import StepRecord, TrainEffective, TrainMetrics
+from sacpo.planning.records import StepRecord, TrainEffective
 from sacpo.store.step_store import Store
 from tests.spaces import space
 

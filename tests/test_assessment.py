@@ -20,9 +20,10 @@ from sacpo.execution.job import Job
 from sacpo.judges import scalar
 from sacpo.judges.noisy import noisy
 from sacpo.judges.verdicts import ORDERS, SCORES, AnswerPair, order_inconsistency
-from sacpo.planning.payloads import CanaryPayload, GeneratePayload, JudgePayload, SyntheticScale
+from sacpo.planning.judge_payloads import CanaryPayload, JudgePayload, SyntheticScale
+from sacpo.planning.metrics import CanaryMetrics, JudgeMetrics
+from sacpo.planning.payloads import GeneratePayload
 from sacpo.planning.planner import make_plan
-from sacpo.planning.records import CanaryMetrics, JudgeMetrics
 from sacpo.spaces.evaluation import CRITERIA, OPTIONAL_CRITERIA, Generation, JudgeSettings
 from sacpo.spaces.loading import parse_space
 from sacpo.statistics.calibration import Calibration, calibrate

@@ -19,7 +19,7 @@ from sacpo.judges.refusals import Refusal, read_error
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.truncation import text_size
 from sacpo.judges.verdicts import Verdict
-from sacpo.planning.records import CanaryMetrics
+from sacpo.planning.metrics import CanaryMetrics
 from sacpo.results import load
 from sacpo.statistics.calibration import SMALLEST_SAMPLE, calibrate
 from sacpo.statistics.win_rate import win_rate

@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from sacpo.planning.kinds import KINDS, Holds, holds, read_record, worker_slots
+from sacpo.planning.metrics import Metrics
 from sacpo.planning.payloads import GeneratePayload, Payload, hashed
 from sacpo.planning.plan import Step
 from sacpo.planning.planner import make_plan
-from sacpo.planning.records import Metrics
 from tests.spaces import ROOT, space
 
 SNAPSHOT = ROOT / "tests" / "payload_defaults.json"

@@ -22,9 +22,10 @@ from sacpo.data.model_cache import MODEL_CACHE
 from sacpo.errors import SpaceError
 from sacpo.execution import in_process
 from sacpo.execution.runner import Runner
+from sacpo.planning.metrics import TrainMetrics
 from sacpo.planning.plan import Plan, Step
 from sacpo.planning.planner import make_plan
-from sacpo.planning.records import TrainEffective, TrainMetrics
+from sacpo.planning.records import TrainEffective
 from sacpo.spaces.loading import parse_space
 from sacpo.spaces.merging import Ties
 from sacpo.spaces.model_loading import Loading, LoRA

@@ -15,7 +15,7 @@ from sacpo.data.manipulations import MANIPULATED_PAIRS, MANIPULATIONS, manipulat
 from sacpo.errors import StepError
 from sacpo.judges.judge_directed import is_judge_directed
 from sacpo.judges.verdicts import AnswerPair, Outcome, Verdict
-from sacpo.planning.records import CanaryMetrics
+from sacpo.planning.metrics import CanaryMetrics
 from sacpo.results import collect, load
 from sacpo.results.undecided import refusal_notes, undecided_table
 from sacpo.runs.judge_warnings import judge_warnings

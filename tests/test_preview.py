@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 from sacpo.data.prompts import Prompt
 from sacpo.errors import SpaceError
 from sacpo.execution.artifacts import LIKELIHOODS, RESPONSES
+from sacpo.planning.metrics import ReferenceMetrics
 from sacpo.planning.payloads import GeneratePayload, LikelihoodsPayload
 from sacpo.planning.planner import make_plan
 from sacpo.planning.preview import families
-from sacpo.planning.records import ReferenceMetrics
 from sacpo.reporting.page_data import page_data
 from sacpo.reporting.plots import draw_front
 from sacpo.reporting.preview_text import preview_lines

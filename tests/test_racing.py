@@ -16,12 +16,13 @@ from sacpo.execution.in_process import InProcessRun, carry_out
 from sacpo.execution.job import Job
 from sacpo.execution.runner import Runner
 from sacpo.planning.cost_estimate import describe_judging
-from sacpo.planning.payloads import JudgePayload, RacePayload, Round, SyntheticScale
+from sacpo.planning.judge_payloads import JudgePayload, RacePayload, Round, SyntheticScale
+from sacpo.planning.metrics import JudgeMetrics, RaceMetrics
 from sacpo.planning.plan import Plan, Step, read_plan
 from sacpo.planning.planner import make_plan
 from sacpo.planning.prompt_parts import certifies, prompts_of_part
 from sacpo.planning.racing import LOOKS, Role, prompts_role
-from sacpo.planning.records import JudgeMetrics, RaceMetrics, StepResult
+from sacpo.planning.records import StepResult
 from sacpo.planning.schedule import Pool, Schedule, ScheduledStep
 from sacpo.results.collect import collect
 from sacpo.results.front import candidates

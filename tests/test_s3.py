@@ -16,7 +16,7 @@ import pytest
 
 from sacpo.errors import StoreError
 from sacpo.judges.ledger import Ledger
-from sacpo.planning.payloads import JudgePayload, LLMInstructions
+from sacpo.planning.judge_payloads import JudgePayload, LLMInstructions
 from sacpo.results import Results, load
 from sacpo.spaces.evaluation import LLMJudge
 from sacpo.store import backends, local_cache

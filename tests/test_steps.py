@@ -17,8 +17,8 @@ from sacpo.data.prompts import Prompt
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import RESPONSES
 from sacpo.judges import scalar
+from sacpo.planning.metrics import GenerateMetrics
 from sacpo.planning.payloads import GeneratePayload
-from sacpo.planning.records import GenerateMetrics
 from sacpo.spaces.evaluation import Generation
 from sacpo.steps import generate, merge, model
 from sacpo.steps.engines import continuous

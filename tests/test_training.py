@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from sacpo.errors import StepError
 from sacpo.execution import in_process
-from sacpo.planning.records import ReferenceMetrics
+from sacpo.planning.metrics import ReferenceMetrics
 from sacpo.spaces.training import DPOTraining
 from sacpo.steps.checkpoints import LocalCheckpoints
 from sacpo.steps.train import class_weights

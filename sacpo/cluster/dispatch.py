@@ -22,7 +22,7 @@ from sacpo.cluster.metrics import SweepMetrics
 from sacpo.cluster.worker_groups import RunningStep
 from sacpo.errors import StepError
 from sacpo.execution.runner import Runner
-from sacpo.planning.records import JudgeMetrics
+from sacpo.planning.metrics import JudgeMetrics
 from sacpo.planning.schedule import Pool, Schedule, scheduled_steps
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from sacpo.planning.records import Effective, Metrics, StepResult
+from sacpo.planning.metrics import Metrics
+from sacpo.planning.records import Effective, StepResult
 
 
 @dataclass

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from sacpo.data.canaries import canned_pairs
 from sacpo.data.manipulations import MANIPULATED_PAIRS
 from sacpo.judges.rubric import RUBRICS, messages
-from sacpo.planning.payloads import CanaryPayload, JudgePayload
+from sacpo.planning.judge_payloads import CanaryPayload, JudgePayload
 from sacpo.planning.plan import Plan
 from sacpo.spaces.document import dotted
 from sacpo.spaces.evaluation import LLMJudge
+from sacpo.spaces.judge_checks import judges
 from sacpo.spaces.stages import grid_stages, most_policies, proposed_stages
-from sacpo.spaces.validation import judges
 from sacpo.statistics.power import smallest_difference
 
 _CHARACTERS_A_TOKEN = 4  # of English text, roughly, for common tokenizers

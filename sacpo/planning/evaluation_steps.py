@@ -14,10 +14,9 @@ from sacpo.data.canaries import CANARY_VERSION, REFUSAL, SYNTHETIC_REFUSAL
 from sacpo.errors import DataError, SacpoError
 from sacpo.judges.rubric import PROMPT_VERSION, RUBRICS
 from sacpo.planning.graph import Graph
-from sacpo.planning.payloads import (
+from sacpo.planning.judge_payloads import (
     AnnotationFile,
     CanaryPayload,
-    GeneratePayload,
     JudgeInputs,
     JudgePayload,
     LLMInstructions,
@@ -26,6 +25,7 @@ from sacpo.planning.payloads import (
     SyntheticScale,
     TrainedModelFormat,
 )
+from sacpo.planning.payloads import GeneratePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.served import ServedPayload
 from sacpo.spaces.evaluation import (

@@ -1,7 +1,7 @@
 """The table of step kinds. It is the one place that says what a kind of step is; everybody else asks it.
 
-A new kind of step is an entry here, a payload (`sacpo.planning.payloads`), metrics in `sacpo.planning.records`, a
-module in `sacpo.steps` and a test.
+A new kind of step is an entry here, a payload (`sacpo.planning.payloads`), metrics (`sacpo.planning.metrics`), a module
+in `sacpo.steps` and a test.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sacpo.planning import payloads, records
-from sacpo.planning.payloads import CanaryPayload, JudgePayload, Payload
-from sacpo.planning.records import Effective, Metrics, StepRecord
+from sacpo.planning import metrics, payloads, records
+from sacpo.planning.judge_payloads import CanaryPayload, JudgePayload, RacePayload
+from sacpo.planning.metrics import Metrics
+from sacpo.planning.payloads import Payload
+from sacpo.planning.records import Effective, StepRecord
 from sacpo.planning.served import ServedPayload
 from sacpo.spaces.space import Resources
 
@@ -86,16 +88,16 @@ def _canary_holds(payload: CanaryPayload) -> Holds:
 
 KINDS: dict[str, StepKind] = {
     "model": StepKind(
-        "sacpo.steps.model:run", payloads.ModelPayload, records.ModelMetrics, recipe=2, holds=Holds.CPU_TASK
+        "sacpo.steps.model:run", payloads.ModelPayload, metrics.ModelMetrics, recipe=2, holds=Holds.CPU_TASK
     ),
     "preferences": StepKind(
-        "sacpo.steps.data:sample", payloads.PreferencesPayload, records.PreferencesMetrics, recipe=2
+        "sacpo.steps.data:sample", payloads.PreferencesPayload, metrics.PreferencesMetrics, recipe=2
     ),
-    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, records.DataMetrics, recipe=5),
+    "data": StepKind("sacpo.steps.data:run", payloads.DataPayload, metrics.DataMetrics, recipe=5),
     "inspection": StepKind(
         "sacpo.steps.inspection:run",
         payloads.InspectionPayload,
-        records.InspectionMetrics,
+        metrics.InspectionMetrics,
         recipe=2,
         holds=Holds.WORKER,
         cost=0.5,
@@ -103,7 +105,7 @@ KINDS: dict[str, StepKind] = {
     "reference": StepKind(
         "sacpo.steps.reference:run",
         payloads.ReferencePayload,
-        records.ReferenceMetrics,
+        metrics.ReferenceMetrics,
         recipe=1,
         holds=Holds.WORKER_GROUP,
         cost=2.0,
@@ -112,7 +114,7 @@ KINDS: dict[str, StepKind] = {
     "train": StepKind(
         "sacpo.steps.train:run_alone",
         payloads.TrainPayload,
-        records.TrainMetrics,
+        metrics.TrainMetrics,
         recipe=5,
         effective=records.TrainEffective,
         holds=Holds.WORKER_GROUP,
@@ -130,7 +132,7 @@ KINDS: dict[str, StepKind] = {
     "generate": StepKind(
         "sacpo.steps.generate:run",
         payloads.GeneratePayload,
-        records.GenerateMetrics,
+        metrics.GenerateMetrics,
         recipe=5,
         effective=records.GenerateEffective,
         holds=Holds.WORKER,
@@ -139,7 +141,7 @@ KINDS: dict[str, StepKind] = {
     "served": StepKind(
         "sacpo.steps.served:run",
         ServedPayload,
-        records.GenerateMetrics,
+        metrics.GenerateMetrics,
         recipe=1,
         effective=records.ServedEffective,
         cost=1.0,
@@ -147,28 +149,26 @@ KINDS: dict[str, StepKind] = {
     "likelihoods": StepKind(
         "sacpo.steps.likelihoods:run",
         payloads.LikelihoodsPayload,
-        records.ReferenceMetrics,
+        metrics.ReferenceMetrics,
         recipe=1,
         holds=Holds.WORKER,
         cost=1.0,
     ),
     "judge": StepKind(
         "sacpo.steps.judge:run",
-        payloads.JudgePayload,
-        records.JudgeMetrics,
+        JudgePayload,
+        metrics.JudgeMetrics,
         recipe=3,
         effective=records.JudgeEffective,
         holds=_judge_holds,
         cost=1.0,
         shard_file="verdicts.parquet",
     ),
-    "race": StepKind(
-        "sacpo.steps.race:run", payloads.RacePayload, records.RaceMetrics, recipe=1, tolerates_failures=True
-    ),
+    "race": StepKind("sacpo.steps.race:run", RacePayload, metrics.RaceMetrics, recipe=1, tolerates_failures=True),
     "canary": StepKind(
         "sacpo.steps.canary:run",
-        payloads.CanaryPayload,
-        records.CanaryMetrics,
+        CanaryPayload,
+        metrics.CanaryMetrics,
         recipe=3,
         effective=records.JudgeEffective,
         holds=_canary_holds,

@@ -22,10 +22,11 @@ from sacpo.planning.racing import add_rounds, rounds
 from sacpo.planning.training_steps import Chain, TrainingSteps, chain_label, chain_text, seed_label
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.evaluation import TrainedJudge
+from sacpo.spaces.grid import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo
 from sacpo.spaces.merging import LINEAR, ORIGIN
 from sacpo.spaces.methods import METHODS
 from sacpo.spaces.search import Proposal
-from sacpo.spaces.space import ChainGrid, LogitMix, Merge, NaiveMerge, Parent, PSacpo, Space
+from sacpo.spaces.space import Space
 
 
 def make_plan(

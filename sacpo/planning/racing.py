@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sacpo.planning.evaluation_steps import EvaluationSteps
-from sacpo.planning.payloads import RacePayload, Round
+from sacpo.planning.judge_payloads import RacePayload, Round
 from sacpo.planning.plan import Trial
 from sacpo.planning.prompt_parts import Part
 from sacpo.spaces.constraints import objective_of

@@ -161,8 +161,8 @@ class Schedule:
             for stage in stages
             if stage in self._open_parents and stage not in self._resolved and stage not in self._running
         )
-        found = (self._running_before(stage, stages) for stage in waiting)
-        return list(itertools.islice((before for before in found if before is not None), limit))
+        predecessors = (self._running_before(stage, stages) for stage in waiting)
+        return list(itertools.islice((before for before in predecessors if before is not None), limit))
 
     def _running_before(self, step_id: str, stages: Collection[str]) -> set[str] | None:
         """The running ones of the stages that a step waits for; None if it waits for one that does not run."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sacpo.planning.payloads import JudgePayload, Payload
+from sacpo.planning.judge_payloads import JudgePayload
+from sacpo.planning.payloads import Payload
 from sacpo.spaces.endpoint import EndpointSettings
 from sacpo.spaces.evaluation import Generation
 from sacpo.spaces.served import ServedPolicy

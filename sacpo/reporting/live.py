@@ -19,8 +19,9 @@ from rich.text import Text
 
 from sacpo.errors import SacpoError
 from sacpo.planning.durations import Remaining, remaining_steps
+from sacpo.planning.metrics import InspectionMetrics
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import InspectionMetrics, StepRecord
+from sacpo.planning.records import StepRecord
 from sacpo.reporting.formats import finite_or_none, number_text
 from sacpo.reporting.in_progress import StepInProgress, steps_in_progress
 from sacpo.results.collect import collect

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sacpo.planning.graph import base_of
+from sacpo.planning.metrics import ModelMetrics
 from sacpo.planning.payloads import hashed
 from sacpo.planning.plan import MIXED_ROLES, Plan, Trial
-from sacpo.planning.records import ModelMetrics
 from sacpo.reporting.choice_text import RULE, certificate_lines
 from sacpo.reporting.formats import interval_text, number_text
 from sacpo.results.choice import Choice

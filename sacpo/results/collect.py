@@ -9,7 +9,7 @@ import pandas as pd
 
 from sacpo.execution.artifacts import RESPONSES, VERDICTS
 from sacpo.judges.judge_directed import is_judge_directed
-from sacpo.planning.payloads import JudgePayload
+from sacpo.planning.judge_payloads import JudgePayload
 from sacpo.planning.plan import Plan, Trial
 from sacpo.planning.records import StepRecord
 from sacpo.results.choice import choice_table

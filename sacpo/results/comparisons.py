@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sacpo.judges.verdicts import outcome_of
-from sacpo.planning.payloads import JudgePayload
+from sacpo.planning.judge_payloads import JudgePayload
 from sacpo.planning.plan import FOR_COMPARISON, Plan
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.judges_table import MAIN

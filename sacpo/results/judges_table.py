@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from sacpo.planning.payloads import CanaryPayload, JudgePayload
+from sacpo.planning.judge_payloads import CanaryPayload, JudgePayload
+from sacpo.planning.metrics import CanaryMetrics, TrainMetrics
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import CanaryMetrics, TrainMetrics
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.spaces.evaluation import JudgeSettings, LLMJudge, RewardModelJudge
 

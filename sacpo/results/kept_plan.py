@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sacpo.errors import SacpoError
+from sacpo.planning.judge_payloads import CanaryPayload, JudgePayload
 from sacpo.planning.kinds import KINDS
-from sacpo.planning.payloads import CanaryPayload, JudgePayload
 from sacpo.planning.plan import Plan, read_plan
 from sacpo.results.sweep_facts import SWEEP_FILE, SweepFacts, read_facts
 from sacpo.spaces.document import Setting, dotted

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from sacpo.planning.payloads import JudgePayload
+from sacpo.planning.judge_payloads import JudgePayload
+from sacpo.planning.metrics import JudgeMetrics
 from sacpo.planning.plan import Trial
-from sacpo.planning.records import JudgeMetrics
 from sacpo.results.stored_outputs import StoredOutputs
 
 

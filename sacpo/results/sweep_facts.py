@@ -11,8 +11,8 @@ from typing import Any, Literal, Self
 from pydantic import ValidationError
 
 from sacpo.errors import SacpoError
+from sacpo.planning.metrics import Stored
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import Stored
 from sacpo.versions import commit, versions
 
 SWEEP_FILE = "sweep.json"

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sacpo.execution.artifacts import RESPONSES
+from sacpo.planning.metrics import GenerateMetrics, TrainMetrics
 from sacpo.planning.plan import Plan, Trial
-from sacpo.planning.records import GenerateMetrics, TrainMetrics
 from sacpo.results.constraint_columns import constraint_columns
 from sacpo.results.coverage import coverage_problem
 from sacpo.results.exact import exact_columns

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from sacpo.planning.metrics import TrainMetrics
 from sacpo.planning.plan import Plan, Trial
-from sacpo.planning.records import TrainMetrics
 from sacpo.results.stored_outputs import StoredOutputs
 
 _UNMOVED = 0.95  # a policy that gives so large a share of its parent's answers has not moved

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from sacpo.errors import SacpoError, StoreError, first_line
 from sacpo.planning.graph import base_of, with_bases
+from sacpo.planning.metrics import ModelMetrics
 from sacpo.planning.plan import MERGED_ROLES, MIXED_ROLES, Plan, Trial
-from sacpo.planning.records import ModelMetrics
 from sacpo.reporting.model_card import model_card
 from sacpo.results.kept_plan import read_kept_plan
 from sacpo.results.load import Results, load_folder

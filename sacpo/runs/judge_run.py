@@ -19,9 +19,10 @@ from sacpo.execution.in_process import carry_out_logged
 from sacpo.execution.job import Job
 from sacpo.execution.runner import Runner
 from sacpo.planning.evaluation_steps import add_judge
-from sacpo.planning.payloads import JudgePayload
+from sacpo.planning.judge_payloads import JudgePayload
+from sacpo.planning.metrics import JudgeMetrics
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import JudgeMetrics, StepResult
+from sacpo.planning.records import StepResult
 from sacpo.reporting.live import trial_table
 from sacpo.reporting.write import write_report
 from sacpo.results.collect import complete

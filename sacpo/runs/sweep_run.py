@@ -19,9 +19,9 @@ from sacpo.execution import in_process
 from sacpo.execution.output_capture import output_to
 from sacpo.execution.processor import number_format_note
 from sacpo.execution.runner import Runner
-from sacpo.planning.payloads import JudgePayload
+from sacpo.planning.judge_payloads import JudgePayload
+from sacpo.planning.metrics import JudgeMetrics
 from sacpo.planning.plan import Plan, Trial
-from sacpo.planning.records import JudgeMetrics
 from sacpo.reporting.live import Progress, trial_table
 from sacpo.reporting.trackers.feed import Trackers, trackers_of
 from sacpo.reporting.write import write_report
@@ -33,10 +33,10 @@ from sacpo.results.sweep_facts import SWEEP_FILE, RunFacts, SweepFacts
 from sacpo.results.write import MissingStepsError, write_facts, write_results
 from sacpo.runs.judge_warnings import judge_warnings
 from sacpo.spaces.document import dotted
+from sacpo.spaces.judge_checks import endpoints
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.model_loading import Loading
 from sacpo.spaces.space import Space
-from sacpo.spaces.validation import endpoints
 from sacpo.store.backends import check_writable
 from sacpo.store.results_location import ResultsLocation
 from sacpo.store.step_store import CorruptOutput, Store

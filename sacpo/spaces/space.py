@@ -10,26 +10,22 @@ sweep can be continued with other workers. Every other setting counts towards th
 
 from __future__ import annotations
 
+import difflib
 from datetime import date
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
+from pydantic import Field, field_validator
 
 from sacpo.spaces.base import (
-    KL_SCHEMA,
     Fraction,
-    KLGrid,
-    KLParameter,
     ModelPath,
     Name,
-    RatioGrid,
     Strict,
-    as_list,
 )
-from sacpo.spaces.chains import Chain, is_stage, parse_chain
+from sacpo.spaces.chains import is_stage, parse_chain
 from sacpo.spaces.constraints import Constraints
 from sacpo.spaces.evaluation import Evaluation
-from sacpo.spaces.merging import Combinations, only_linear
+from sacpo.spaces.grid import ChainGrid, Merge
 from sacpo.spaces.model_loading import Attention, Loading, LoRA, Quantization
 from sacpo.spaces.preview import Preview
 from sacpo.spaces.report import Report
@@ -37,28 +33,6 @@ from sacpo.spaces.search import Search
 from sacpo.spaces.served import ServedPolicy
 from sacpo.spaces.sources import RowSource, SyntheticDemonstrations, SyntheticPreferences
 from sacpo.spaces.training import DPOTraining, KTOTraining, PolicyTraining, SFTTraining, Training
-
-
-def _nested(value: Any) -> Any:
-    """`0.1`, `[0.1, 0.05]` and `[[0.1], [0.05]]` all mean one list of values for each re-alignment stage."""
-    values = as_list(value)
-    return values if any(isinstance(v, list) for v in values) else [values]
-
-
-RealignmentGrid = Annotated[
-    list[KLGrid],
-    Field(min_length=1),
-    BeforeValidator(_nested),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                KL_SCHEMA,
-                {"type": "array", "items": {"anyOf": [KL_SCHEMA, {"type": "array", "items": KL_SCHEMA}]}},
-            ]
-        },
-    ),
-]
-
 
 # ---------------------------------------------------------------------------------------------------------- the model
 
@@ -189,6 +163,12 @@ class Data(Strict):
         0.0, description="fraction of the prompts that only trained judges learn from; the default 0 means none"
     )
 
+    def known_objectives(self, unknown: str) -> str:
+        """The objectives as text, with the one that is closest to an unknown one."""
+        known = sorted(self.preferences)
+        similar = difflib.get_close_matches(unknown, known, n=1)
+        return f"{', '.join(known)}{f'; did you mean {similar[0]}?' if similar else ''}"
+
 
 # ------------------------------------------------------------------------------------------------------- the training
 
@@ -242,76 +222,6 @@ class Stages(Strict):
             return settings
         changes = {name: value for name, value in override if value is not None}
         return settings.model_copy(update=changes)
-
-
-# ------------------------------------------------------------------------------------------------------------ the grid
-
-
-class ChainGrid(Strict):
-    """A chain of stages. Every combination of the values becomes a trial; so does every prefix of the chain."""
-
-    chain: Chain = Field(description="stages, such as dpo:helpfulness>dpo:harmlessness")
-    beta: KLGrid = Field(description="values of the first stage's KL parameter beta: one number or a list")
-    beta_over_lambda: RealignmentGrid | None = Field(
-        None,
-        description="values of the second stage's KL parameter beta/lambda: one number or a list; a list of lists for "
-        "the second, third, ... stage; null for a chain of one stage",
-    )
-
-
-class Parent(Strict):
-    """A chain with one value per stage: one policy that a merge starts from."""
-
-    chain: Chain = Field(description="stages, such as dpo:helpfulness")
-    beta: KLParameter = Field(description="the first stage's KL parameter beta")
-    beta_over_lambda: RealignmentGrid | None = Field(
-        None, description="KL parameters beta/lambda of the later stages, one value per stage; null for one stage"
-    )
-
-
-class _LastStage(Strict):
-    """The policies before and after a chain's last stage, and the latter's weights."""
-
-    chain: Chain = Field(description="chain of two or more stages")
-    beta: KLGrid = Field(description="values of the first stage's KL parameter beta: one number or a list")
-    beta_over_lambda: RealignmentGrid = Field(
-        description="values of the later stages' KL parameter beta/lambda, as in `chains`"
-    )
-    q: RatioGrid = Field(description="weights of the policy after the last stage, from 0 to 1: one number or a list")
-
-
-_COMBINATION = (
-    "how weights are merged: {kind: linear} (default), {kind: slerp}, {kind: ties, density: 0.5} or "
-    "{kind: dare, density: 0.5}, or a list of these"
-)
-
-
-class PSacpo(_LastStage):
-    """(1-q) x the policy before the chain's last stage + q x the policy after it (paper, section 6)."""
-
-    method: Literal["p-sacpo"] = Field(description="merges the policies before and after a chain's last stage")
-    combination: Combinations = Field(default_factory=only_linear, description=_COMBINATION)
-
-
-class LogitMix(_LastStage):
-    """Both policies answer together: p proportional to p1^(1-q) p2^q for each token (DeRa, MOD)."""
-
-    method: Literal["logit-mix"] = Field(
-        description="mixes the next-token logits of the policies before and after a chain's last stage when they answer"
-    )
-
-
-class NaiveMerge(Strict):
-    """(1-q) x `first` + q x `second`, two policies trained independently from the SFT policy."""
-
-    method: Literal["naive-merge"] = Field(description="merges two policies that were trained independently")
-    first: Parent = Field(description="policy with weight 1-q")
-    second: Parent = Field(description="policy with weight q")
-    q: RatioGrid = Field(description="weights of `second`, from 0 to 1: one number or a list")
-    combination: Combinations = Field(default_factory=only_linear, description=_COMBINATION)
-
-
-Merge = Annotated[PSacpo | LogitMix | NaiveMerge, Field(discriminator="method")]
 
 
 class Resources(Strict):

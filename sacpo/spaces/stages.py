@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from sacpo.spaces.chains import parse_chain
+from sacpo.spaces.grid import ChainGrid, LogitMix, NaiveMerge, Parent, PSacpo
 from sacpo.spaces.search import Proposal
-from sacpo.spaces.space import ChainGrid, LogitMix, NaiveMerge, Parent, PSacpo, Space
+from sacpo.spaces.space import Space
 
 Stage = tuple[str, tuple[float, ...]]
 """The chain up to a stage, and the KL parameters up to it: one training for each seed."""

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import assert_never, get_args
 
 from sacpo.spaces.chains import parse_chain
 from sacpo.spaces.choice_checks import check_constraints, check_racing
 from sacpo.spaces.document import Report, Setting, dotted
-from sacpo.spaces.endpoint import EndpointSettings
-from sacpo.spaces.evaluation import JudgeSettings, NoisyJudge, PromptSource, Sentinel, TrainedJudge
+from sacpo.spaces.evaluation import PromptSource, Sentinel, TrainedJudge
+from sacpo.spaces.grid import ChainGrid, LogitMix, NaiveMerge, Parent, PSacpo
+from sacpo.spaces.judge_checks import check_judges, judges
 from sacpo.spaces.merging import LINEAR
 from sacpo.spaces.methods import METHODS
-from sacpo.spaces.space import (
-    ChainGrid,
-    Demonstrations,
-    Files,
-    LogitMix,
-    NaiveMerge,
-    Parent,
-    Preferences,
-    PSacpo,
-    Space,
-    SyntheticModel,
-)
+from sacpo.spaces.space import Demonstrations, Preferences, Space, SyntheticModel
 from sacpo.spaces.stages import grid_stages, stages
 from sacpo.spaces.training import KTOTraining, PolicyTraining, Training
 
@@ -44,7 +33,7 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     _check_merges(space, report)
     _check_model(space, report)
     _check_loading(space, report)
-    _check_judges(space, report)
+    check_judges(space, report)
     _check_served(space, report)
     _check_overrides(space, report)
     _check_resources(space, report)
@@ -56,33 +45,11 @@ def conflicts(space: Space) -> list[tuple[Setting, str]]:
     return problems
 
 
-def judges(space: Space) -> list[tuple[Setting, JudgeSettings]]:
-    """All judges of a space, including those of the panels, each with the path of its setting."""
-    result: list[tuple[Setting, JudgeSettings]] = []
-    for name, criterion in space.evaluation.criteria.items():
-        result.append((("evaluation", name, "judge"), criterion.judge))
-        result += [(("evaluation", name, "panel", member), judge) for member, judge in criterion.panel.items()]
-    return result
-
-
-def endpoints(space: Space) -> list[tuple[Setting, EndpointSettings]]:
-    """All settings of a space that name an endpoint, each with its path: LLM judges, and policies served elsewhere."""
-    of_judges = ((setting, judge) for setting, judge in judges(space) if isinstance(judge, EndpointSettings))
-    return [*of_judges, *((("served", name), policy) for name, policy in space.served.items())]
-
-
-def known_objectives(space: Space, objective: str) -> str:
-    """The objectives of a space as text, with the one that is closest to an unknown objective."""
-    known = sorted(space.data.preferences)
-    similar = difflib.get_close_matches(objective, known, n=1)
-    return f"{', '.join(known)}{f'; did you mean {similar[0]}?' if similar else ''}"
-
-
 def _check_chain(space: Space, setting: Setting, grid: ChainGrid | PSacpo | LogitMix | Parent, report: Report) -> None:
     stages = parse_chain(grid.chain)
     for method, objective in stages:
         if objective not in space.data.preferences:
-            known = known_objectives(space, objective)
+            known = space.data.known_objectives(objective)
             report((*setting, "chain"), f"unknown objective {objective!r}; data.preferences has {known}")
         if space.training.method(method) is None:
             report((*setting, "chain"), f"has a {method} stage, but training.{method} is absent; give its settings")
@@ -191,53 +158,6 @@ def _check_loading(space: Space, report: Report) -> None:
         )
 
 
-def _check_judges(space: Space, report: Report) -> None:
-    trained = False
-    for setting, judge in judges(space):
-        trained = trained or judge.is_trained
-        if judge.synthetic_only and not space.synthetic:
-            report(
-                setting,
-                f"{judge.kind} judges only the synthetic world; use llm, reward_model or trained_reward_model",
-            )
-        if judge.is_imported and setting[-1] == "judge" and len(setting) == 3:
-            report(
-                setting,
-                f"{judge.kind} cannot be tried on canned pairs; use it on a panel, or sacpo judge --import",
-            )
-        if isinstance(judge, TrainedJudge):
-            _check_trained_judge(space, setting, judge, report)
-        if judge.verdicts == "probabilities":
-            _check_probabilities(setting, judge, report)
-    for setting, owner in endpoints(space):
-        _check_endpoint(setting, owner, report)
-    if trained and space.data.judge_fraction == 0:
-        report(
-            ("data", "judge_fraction"),
-            "is 0, but a trained judge needs prompts that no policy is trained on; give a fraction such as 0.3",
-        )
-    if not trained and space.data.judge_fraction > 0:
-        report(("data", "judge_fraction"), "keeps prompts for trained judges, but this space has none; leave it out")
-
-
-def _check_probabilities(setting: Setting, judge: JudgeSettings, report: Report) -> None:
-    """Settings of single outcomes, which a judge that gives probabilities would ignore."""
-    ignored = {"tie_margin": 0, "repeats": 1, "seed": 0} if isinstance(judge, NoisyJudge) else {"tie_margin": 0}
-    for name, neutral in ignored.items():
-        value = getattr(judge, name, neutral)
-        if value != neutral:
-            report((*setting, name), f"is {value:g}, which has no effect with verdicts: probabilities; leave it out")
-
-
-def _check_trained_judge(space: Space, setting: Setting, judge: TrainedJudge, report: Report) -> None:
-    source = space.data.preferences.get(judge.objective)
-    if source is None:
-        known = known_objectives(space, judge.objective)
-        report((*setting, "objective"), f"unknown objective {judge.objective!r}; data.preferences has {known}")
-    elif not isinstance(source, Files):
-        report(setting, "learns from preference files, but the data is synthetic; use the gold judge")
-
-
 def _check_served(space: Space, report: Report) -> None:
     names: dict[tuple[str, str], str] = {}
     for name, policy in space.served.items():
@@ -252,20 +172,6 @@ def _check_served(space: Space, report: Report) -> None:
             )
 
 
-def _check_endpoint(setting: Setting, owner: EndpointSettings, report: Report) -> None:
-    url = owner.base_url
-    if url is not None and not url.startswith(("http://", "https://")):
-        report((*setting, "base_url"), f"{url!r} must begin with http:// or https:// (most URLs end in /v1)")
-    elif url is not None and "@" in url:
-        report((*setting, "base_url"), "holds a user name or a key; give keys through the environment (api_key_env)")
-    prices = owner.calls.price_prompt, owner.calls.price_completion
-    if owner.calls.max_spend is not None and (None in prices or not any(prices)):
-        report(
-            (*setting, "calls", "max_spend"),
-            "needs prices above 0 to add up the cost; give calls.price_prompt and calls.price_completion",
-        )
-
-
 def _check_overrides(space: Space, report: Report) -> None:
     for key in space.training.overrides:
         setting: Setting = ("training", "overrides", key)
@@ -275,7 +181,7 @@ def _check_overrides(space: Space, report: Report) -> None:
             report(setting, "must name one stage, such as dpo:harmlessness")
             continue
         if objective not in space.data.preferences:
-            known = known_objectives(space, objective)
+            known = space.data.known_objectives(objective)
             report(setting, f"unknown objective {objective!r}; data.preferences has {known}")
         if space.training.method(method) is None:
             report(setting, f"changes training.{method}, which is absent; give its settings, or leave the override out")

@@ -12,8 +12,9 @@ from sacpo.errors import StepError
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges.verdicts import SCORES, AnswerPair, Verdict, order_inconsistency
-from sacpo.planning.payloads import CanaryPayload
-from sacpo.planning.records import CanaryMetrics, Fooled, JudgeEffective
+from sacpo.planning.judge_payloads import CanaryPayload
+from sacpo.planning.metrics import CanaryMetrics, Fooled
+from sacpo.planning.records import JudgeEffective
 from sacpo.statistics.win_rate import Estimate, win_rate
 from sacpo.steps.judge import SKIP, excerpt, make_judge, write_verdicts
 

@@ -21,8 +21,8 @@ from sacpo.errors import DataError
 from sacpo.execution.artifacts import EXAMPLES, HELD_OUT, PAIRS, read_probabilities
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.planning.metrics import DataMetrics, PreferencesMetrics
 from sacpo.planning.payloads import DemonstrationsPayload, FilesPayload, PreferencesPayload, SampledPayload
-from sacpo.planning.records import DataMetrics, PreferencesMetrics
 from sacpo.spaces.methods import ExampleShape
 from sacpo.spaces.space import RowFormat
 from sacpo.synthetic import world

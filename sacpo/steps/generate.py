@@ -16,8 +16,9 @@ from sacpo.execution.artifacts import RESPONSES
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges.thoughts import without_thoughts
+from sacpo.planning.metrics import GenerateMetrics
 from sacpo.planning.payloads import GeneratePayload
-from sacpo.planning.records import GenerateEffective, GenerateMetrics
+from sacpo.planning.records import GenerateEffective
 from sacpo.steps.answer_kl import answer_kl
 from sacpo.steps.effective import effective_generation
 from sacpo.steps.engines import ENGINES

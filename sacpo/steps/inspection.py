@@ -24,8 +24,8 @@ from sacpo.errors import StepError
 from sacpo.execution.artifacts import EXAMPLES, INSPECTION, PROMPT_END
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.planning.metrics import DataMetrics, InspectionMetrics
 from sacpo.planning.payloads import InspectionPayload
-from sacpo.planning.records import DataMetrics, InspectionMetrics
 from sacpo.spaces.evaluation import Generation
 from sacpo.steps.engines import batched
 from sacpo.steps.policies import load_policy, stop_ids

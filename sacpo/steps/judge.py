@@ -21,8 +21,9 @@ from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict
-from sacpo.planning.payloads import JudgePayload, LLMInstructions, Round, TrainedModelFormat
-from sacpo.planning.records import JudgeEffective, JudgeMetrics, TrainMetrics
+from sacpo.planning.judge_payloads import JudgePayload, LLMInstructions, Round, TrainedModelFormat
+from sacpo.planning.metrics import JudgeMetrics, TrainMetrics
+from sacpo.planning.records import JudgeEffective
 from sacpo.spaces.evaluation import AnnotationsJudge, GoldJudge, LLMJudge, NoisyJudge, RewardModelJudge, TrainedJudge
 from sacpo.statistics.win_rate import estimates, prompt_means
 

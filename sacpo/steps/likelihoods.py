@@ -21,8 +21,8 @@ from sacpo.execution.artifacts import LIKELIHOODS, RESPONSES
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.hashing import content_id
+from sacpo.planning.metrics import ReferenceMetrics
 from sacpo.planning.payloads import LikelihoodsPayload, hashed
-from sacpo.planning.records import ReferenceMetrics
 from sacpo.steps.policies import load_policy
 from sacpo.steps.reference import log_probabilities
 

@@ -25,8 +25,8 @@ from sacpo.data.pretrained import check_weights
 from sacpo.errors import StepError, first_line
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.planning.metrics import ModelMetrics
 from sacpo.planning.payloads import ModelPayload
-from sacpo.planning.records import ModelMetrics
 from sacpo.spaces.space import PretrainedModel, SyntheticModel
 from sacpo.steps.chat_template import fix_chat_template
 from sacpo.steps.model_checks import check_prompt_format, check_vocabulary, end_token_ids

@@ -12,10 +12,10 @@ from sacpo.execution.artifacts import RACE, RESPONSES, VERDICTS, read_stopped
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges.verdicts import SCORES, policy_score
-from sacpo.planning.payloads import RacePayload
+from sacpo.planning.judge_payloads import RacePayload
+from sacpo.planning.metrics import RaceMetrics
 from sacpo.planning.prompt_parts import prompts_of_part
 from sacpo.planning.racing import PREVIOUS, parse_role, prompts_role
-from sacpo.planning.records import RaceMetrics
 from sacpo.spaces.constraints import objective_of
 from sacpo.statistics.racing import Judged, choice_chances, front_chances, to_stop
 

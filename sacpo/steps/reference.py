@@ -23,8 +23,8 @@ import torch
 from sacpo.execution.artifacts import EXAMPLES, REFERENCE, shard_name
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.planning.metrics import ReferenceMetrics
 from sacpo.planning.payloads import ReferencePayload
-from sacpo.planning.records import ReferenceMetrics
 from sacpo.steps.packed_model import PackedModel, equal_nats, is_known, obstacle
 from sacpo.steps.policies import load_policy
 

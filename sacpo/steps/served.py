@@ -16,7 +16,8 @@ from sacpo.judges.answers import AnswerEndpoint, Question, answers
 from sacpo.judges.completions import printable
 from sacpo.judges.ledger import ANSWER
 from sacpo.judges.llm import CallStats, Reply
-from sacpo.planning.records import GenerateMetrics, ServedEffective
+from sacpo.planning.metrics import GenerateMetrics
+from sacpo.planning.records import ServedEffective
 from sacpo.planning.served import ServedPayload
 
 _SCHEMA = pa.schema(
@@ -94,6 +95,6 @@ def _refuse_failures(replies: list[Reply], model: str) -> None:
 
 
 def _effective(stats: CallStats, endpoint: AnswerEndpoint) -> ServedEffective:
-    """What the endpoint said about itself, and the parameters that it took."""
+    """What the endpoint states of itself, and the parameters that it took."""
     sampling = {name: value for name, value in endpoint.sampling().items() if name not in stats.left_out}
     return ServedEffective(sampling=sampling, **stats.facts())

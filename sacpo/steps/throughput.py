@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sacpo.planning.records import Throughput
+from sacpo.planning.metrics import Throughput
 
 # Dense bfloat16 peaks of single accelerators in FLOP/s, from their makers' data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}

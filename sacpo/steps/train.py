@@ -24,6 +24,7 @@ from sacpo.errors import StepError
 from sacpo.execution.artifacts import HELD_OUT, HISTORY
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
+from sacpo.planning.metrics import JudgeAccuracy, TrainMetrics
 from sacpo.planning.payloads import (
     AnyTrainPayload,
     DPOPayload,
@@ -33,7 +34,6 @@ from sacpo.planning.payloads import (
     kl_parameter,
     lora_of,
 )
-from sacpo.planning.records import JudgeAccuracy, TrainMetrics
 from sacpo.steps.adapters import finish_stage, prepare_stage, stage_model
 from sacpo.steps.batch import Batch
 from sacpo.steps.changed_weights import changed_weights, rounding_warning

@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from sacpo.errors import StoreError
+from sacpo.planning.metrics import Stored
 from sacpo.planning.plan import Plan
-from sacpo.planning.records import Stored
 from sacpo.store import heartbeat
 from sacpo.store.backends import Backend
 from sacpo.store.results_location import ResultsLocation, enclosing_uri, path_inside

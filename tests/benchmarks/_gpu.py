@@ -78,8 +78,8 @@ def train(root: Path, name: str, batch: int, length: int, dtype: str, lora: bool
 
     from sacpo.cluster.worker import deepspeed_config
     from sacpo.execution.report import StepReport
+    from sacpo.planning.metrics import TrainMetrics
     from sacpo.planning.payloads import DPOPayload
-    from sacpo.planning.records import TrainMetrics
     from sacpo.spaces.training import DPOTraining
     from sacpo.steps.train import run
     from sacpo.steps.worker_context import WorkerContext

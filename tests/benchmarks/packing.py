@@ -89,8 +89,8 @@ def make_inputs(root: Path, lengths: np.ndarray, options: argparse.Namespace) ->
 
 def train(root: Path, longest: int, packing: bool, options: argparse.Namespace) -> tuple[Any, list[float]]:
     """Train one stage in this process; returns its throughput, in CPU seconds, and its losses."""
+    from sacpo.planning.metrics import TrainMetrics
     from sacpo.planning.payloads import DPOPayload
-    from sacpo.planning.records import TrainMetrics
     from sacpo.spaces.training import DPOTraining
     from sacpo.steps.train import run_alone
     from tests.jobs import job

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from sacpo.planning.cost_estimate import _calls
-from sacpo.planning.payloads import DPOPayload, JudgePayload, KTOPayload
+from sacpo.planning.judge_payloads import JudgePayload
+from sacpo.planning.payloads import DPOPayload, KTOPayload
 from sacpo.planning.plan import Plan, Step
 from sacpo.planning.planner import make_plan
 from sacpo.planning.schedule import scheduled_steps

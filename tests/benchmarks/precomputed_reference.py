@@ -72,8 +72,8 @@ def train(root: Path, mode: str, kl_parameter: float, epochs: int) -> dict[str, 
     """Train one stage in this process, with a `precomputed` or a `live` reference: seconds, losses, peak memory."""
     import resource
 
+    from sacpo.planning.metrics import TrainMetrics
     from sacpo.planning.payloads import DPOPayload
-    from sacpo.planning.records import TrainMetrics
     from sacpo.spaces.training import DPOTraining
     from sacpo.steps.train import run_alone
     from tests.jobs import job

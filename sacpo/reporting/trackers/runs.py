@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sacpo.hashing import content_id
-from sacpo.planning.records import TrainMetrics
+from sacpo.planning.metrics import TrainMetrics
 from sacpo.results.curves import CURVES, curves_table
 from sacpo.results.stored_outputs import StoredOutputs
 from sacpo.spaces.evaluation import CRITERIA
