@@ -12,9 +12,9 @@ from transformers import LlamaForSequenceClassification
 
 from sacpo.errors import StepError
 from sacpo.execution.artifacts import VERDICTS
-from sacpo.judges import llm, scalar
+from sacpo.judges import call_batch, scalar
+from sacpo.judges.call_batch import CallStats, Reply
 from sacpo.judges.ledger import QuotaExceeded
-from sacpo.judges.llm import CallStats, Reply
 from sacpo.judges.refusals import Refusal, read_error
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.truncation import text_size
@@ -43,7 +43,7 @@ REQUEST = {
 
 @pytest.fixture(autouse=True)
 def short_pauses_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.01)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.01)
     monkeypatch.setenv("JUDGE_KEY", "sk-another-secret")
 
 

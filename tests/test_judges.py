@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from sacpo.errors import StepError
-from sacpo.judges import chat_client, llm
+from sacpo.judges import call_batch, chat_client, llm
 from sacpo.judges import endpoint as endpoint_module
+from sacpo.judges.call_batch import CallStats, Reply
+from sacpo.judges.endpoint import Call, Endpoint
 from sacpo.judges.ledger import BudgetExceeded, Ledger, Meter
-from sacpo.judges.llm import Call, CallStats, Endpoint, Reply
 from sacpo.judges.refusals import retry_after_seconds
 from sacpo.judges.rubric import RUBRICS
 from tests.servers import NONCE, Behaviour, Body, Fail, Policy, Say, Server, scripted, verdict
@@ -38,7 +39,7 @@ def honest(prompt: str, first: str, second: str) -> str:
 
 @pytest.fixture(autouse=True)
 def short_pauses_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.01)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.01)
     monkeypatch.setenv("JUDGE_KEY", KEY)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from sacpo import judge
 from sacpo import sweep as sweep_module
-from sacpo.judges import llm
+from sacpo.judges import call_batch
 from sacpo.results import load
 from sacpo.synthetic.world import PROMPTS, gold_score
 from tests.commands import Answer, call, sweep, sweep_here, write_space
@@ -75,7 +75,7 @@ def judge_again(results: Path, settings: dict[str, Any], name: str) -> pd.DataFr
 def test_stored_answers_are_judged_again_and_failed_calls_change_no_number(
     copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.05)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.05)
     with scripted(gold) as server:
         panel = judge_again(copied, llm_judge(server), "sound")
         first = server.calls
@@ -99,8 +99,8 @@ def test_stored_answers_are_judged_again_and_failed_calls_change_no_number(
 
 def test_an_endpoint_that_is_down_for_a_while_costs_no_verdict(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The outage lasts longer than all attempts of a call with their pauses, and less than `OUTAGE_S`."""
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.05)
-    monkeypatch.setattr(llm, "OUTAGE_S", 20.0)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.05)
+    monkeypatch.setattr(call_batch, "OUTAGE_S", 20.0)
     outage_s, began = 2.0, list[float]()
 
     def down(prompt: str, first: str, second: str, attempt: int) -> Behaviour:
@@ -114,7 +114,7 @@ def test_an_endpoint_that_is_down_for_a_while_costs_no_verdict(copied: Path, mon
     with scripted(down) as server:
         settings = llm_judge(server, revision="away")
         settings["calls"]["attempts"] = 2
-        assert outage_s > 4 * settings["calls"]["attempts"] * llm.BACKOFF_START
+        assert outage_s > 4 * settings["calls"]["attempts"] * call_batch.BACKOFF_START
         panel = judge_again(copied, settings, "away")
     assert began
     verdicts = load(copied).verdicts.query("panel == 'away'")

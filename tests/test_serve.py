@@ -17,8 +17,9 @@ import pytest
 
 from sacpo.data.prompts import Prompt
 from sacpo.judges.answers import Question, answers
+from sacpo.judges.endpoint import Call, Endpoint
 from sacpo.judges.ledger import Ledger, Meter
-from sacpo.judges.llm import Call, Endpoint, ask
+from sacpo.judges.llm import ask
 from sacpo.judges.rubric import RUBRICS
 from sacpo.planning.payloads import GeneratePayload
 from sacpo.spaces.evaluation import Generation

@@ -9,8 +9,9 @@ import pytest
 
 from sacpo import export
 from sacpo.errors import SacpoError, SpaceError
-from sacpo.judges import llm
+from sacpo.judges import call_batch
 from sacpo.judges.answers import Question, answers
+from sacpo.judges.call_batch import CallStats, Reply
 from sacpo.judges.ledger import BudgetExceeded, QuotaExceeded
 from sacpo.planning.cost_estimate import describe_judging
 from sacpo.planning.plan import Plan
@@ -33,7 +34,7 @@ FILTERED = Fail(400, '{"error": {"code": "content_filter", "message": "The promp
 
 @pytest.fixture(autouse=True)
 def short_pauses_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.01)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.01)
     monkeypatch.setenv("SERVED_KEY", KEY)
 
 
@@ -43,7 +44,7 @@ def served(server: Server, **changes: Any) -> dict[str, Any]:
     return {"model": "scripted", "base_url": server.base_url, "api_key_env": "SERVED_KEY", "calls": calls, **changes}
 
 
-def ask(folder: Path, server: Server, **changes: Any) -> tuple[list[llm.Reply], llm.CallStats]:
+def ask(folder: Path, server: Server, **changes: Any) -> tuple[list[Reply], CallStats]:
     """The replies to `QUESTIONS`."""
     generation = Generation(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=3)
     policy = ServedPolicy.model_validate(served(server) | changes)

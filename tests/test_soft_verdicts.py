@@ -14,8 +14,8 @@ import pytest
 from sacpo.errors import SpaceError, StepError
 from sacpo.judges import llm
 from sacpo.judges.chat import chat
+from sacpo.judges.endpoint import Call, Endpoint
 from sacpo.judges.ledger import Ledger, Meter
-from sacpo.judges.llm import Call, Endpoint
 from sacpo.judges.noisy import noisy
 from sacpo.judges.rubric import RUBRICS, messages
 from sacpo.judges.scalar import by_score

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sacpo.errors import StepError
-from sacpo.judges import llm
+from sacpo.judges import call_batch
 from sacpo.judges.ledger import QuotaExceeded
 from sacpo.judges.refusals import Refusal, read_error
 from sacpo.judges.streams import read_body
@@ -22,7 +22,7 @@ OBJECT = {"verdict": "{letter}", "token": NONCE}
 
 @pytest.fixture(autouse=True)
 def short_pauses_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm, "BACKOFF_START", 0.01)
+    monkeypatch.setattr(call_batch, "BACKOFF_START", 0.01)
     monkeypatch.setenv("JUDGE_KEY", "sk-another-secret")
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sacpo.hashing import canonical, content_id
+from sacpo.judges.call_batch import CallStats, Reply, replies_to
 from sacpo.judges.chat_client import Attempt, ChatClient, Connection, connection_fields
 from sacpo.judges.completions import Completion
 from sacpo.judges.ledger import ANSWER, Ledger, Meter
-from sacpo.judges.llm import CallStats, Reply, refuse_cut_prompts, replies_to
+from sacpo.judges.llm import refuse_cut_prompts
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.truncation import text_size
 from sacpo.spaces.evaluation import Generation

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sacpo.hashing import content_id
+from sacpo.judges.call_batch import CallStats, Reply
 from sacpo.judges.chat_client import connection_fields
+from sacpo.judges.endpoint import Call, Endpoint
 from sacpo.judges.ledger import Ledger, Meter
-from sacpo.judges.llm import Call, CallStats, Endpoint, Reply, ask
+from sacpo.judges.llm import ask
 from sacpo.judges.token_probabilities import VerdictProbabilities
 from sacpo.judges.verdicts import ORDERS, AnswerPair, JudgeFunction, Order, Outcome, Verdict
 from sacpo.spaces.evaluation import LLMJudge

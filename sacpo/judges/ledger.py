@@ -23,8 +23,8 @@ from sacpo.judges.completions import printable
 from sacpo.judges.replies import PREFERENCES
 
 Row = dict[str, Any]
-"""A stored reply: the fields of `sacpo.judges.llm.Reply`, the model and fingerprint that the endpoint reported, and the
-parameters that it refused."""
+"""A stored reply: the fields of `sacpo.judges.call_batch.Reply`, the model and fingerprint that the endpoint
+reported, and the parameters that it refused."""
 
 
 ANSWER = "answer"

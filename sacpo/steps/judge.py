@@ -16,8 +16,8 @@ from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges import scalar
 from sacpo.judges.annotations import from_annotations, read_annotations
+from sacpo.judges.call_batch import CallStats
 from sacpo.judges.completions import printable
-from sacpo.judges.llm import CallStats
 from sacpo.judges.noisy import noisy
 from sacpo.judges.thoughts import without_thoughts
 from sacpo.judges.verdicts import SCORES, AnswerPair, JudgeFunction, Verdict

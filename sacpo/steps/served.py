@@ -13,9 +13,9 @@ from sacpo.execution.artifacts import RESPONSES
 from sacpo.execution.job import Job
 from sacpo.execution.report import StepReport
 from sacpo.judges.answers import AnswerEndpoint, Question, answers
+from sacpo.judges.call_batch import CallStats, Reply
 from sacpo.judges.completions import printable
 from sacpo.judges.ledger import ANSWER
-from sacpo.judges.llm import CallStats, Reply
 from sacpo.planning.metrics import GenerateMetrics
 from sacpo.planning.records import ServedEffective
 from sacpo.planning.served import ServedPayload

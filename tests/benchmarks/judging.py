@@ -15,8 +15,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from sacpo.judges.endpoint import Call, Endpoint
 from sacpo.judges.ledger import Ledger, Meter
-from sacpo.judges.llm import Call, Endpoint, ask
+from sacpo.judges.llm import ask
 from sacpo.judges.rubric import RUBRICS
 from tests.benchmarks._options import parse
 from tests.servers import Behaviour, Say, scripted, verdict
