@@ -25,14 +25,14 @@ from sacpo.reporting.page_data import page_data
 from sacpo.reporting.plots import draw_front
 from sacpo.reporting.preview_text import preview_lines
 from sacpo.results import load
-from sacpo.results.preview import expected_lambda
+from sacpo.results.preview import expected_lambda, gold_samples
 from sacpo.spaces.constraints import Constraint
 from sacpo.spaces.evaluation import Generation
 from sacpo.statistics.preview import ScoredAnswers, Trained, crossing, stones_between
 from sacpo.steps import generate, likelihoods
 from sacpo.steps.policies import load_policy
 from sacpo.store.step_store import Store
-from sacpo.synthetic.world import SAFETY, SENTENCES, optimum
+from sacpo.synthetic.world import PROMPTS, SAFETY, SENTENCES, extremes, optimum
 from tests.benchmarks.choice import draw
 from tests.jobs import job, policy
 from tests.spaces import space
@@ -219,20 +219,35 @@ def test_a_sweep_writes_the_table_and_draws_the_line(in_process_results: Path) -
     assert set(table["verdicts"]) == {"outcomes"}
     assert table["lambda"].iloc[[0, -1]].tolist() == [0.0, 1.0]
     assert table["policies"].eq(3).all()  # stage 1, stage 2 and the merge with q = 0.5
-    for name in ("helpfulness", "harmlessness", "expected_reward", "expected_safety"):
+    for name in ("helpfulness", "harmlessness"):
         assert (table[f"{name}_low"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high"]).all()
+    for name in ("expected_reward", "expected_safety"):  # no answer of so small a model is one of the world's
+        assert table[[name, f"{name}_low", f"{name}_high"]].isna().all(axis=None)
         assert table[f"{name}_exact"].notna().all()
     name = "preview: dpo:helpfulness → dpo:harmlessness, β=2, λ up to 1"
-    for axes, plane in zip(draw_front(results).axes, page_data(results)["planes"], strict=True):
-        assert name in axes.get_legend_handles_labels()[1]
-        (curve,) = (curve for curve in plane["curves"] if curve["name"] == name)
-        assert (len(curve["points"]), len(curve["bars"])) == (41, 6)
+    drawn = [name in axes.get_legend_handles_labels()[1] for axes in draw_front(results).axes]
+    assert drawn == [True, False]
+    curves = [[c for c in plane["curves"] if c["name"] == name] for plane in page_data(results)["planes"]]
+    assert [(len(c["points"]), len(c["bars"])) for c in curves[0]] == [(41, 6)]
+    assert curves[1] == []
+
+
+def test_gold_values_are_those_of_the_worlds_own_answers() -> None:
+    prompt = PROMPTS[0][0]
+    responses = [*extremes(prompt, "harmlessness"), "a text of another kind"]
+    answers = pd.DataFrame({"step": "generate-0", "row": range(3), "prompt": prompt, "response": responses})
+    samples = gold_samples(pd.concat([answers, answers]))  # prompts of two criteria that are the same
+    assert sorted(samples["expected_safety"]["score"]) == [SAFETY[0].min(), SAFETY[0].max()]
+    assert len(samples["expected_reward"]) == 2
 
 
 def test_every_path_has_a_dash_of_its_own_and_no_legend_covers_the_data(in_process_results: Path) -> None:
     results = load(in_process_results)
     preview = results.comparisons["preview"]
+    for name in ("expected_reward", "expected_safety"):  # which so small a model's answers do not give
+        for end in ("", "_low", "_high"):
+            preview[name + end] = preview[f"{name}_exact"]
     results.comparisons["preview"] = pd.concat([preview, preview.assign(second_id="other", beta=1.0)])
     figure = draw_front(results)
     for axes in figure.axes:

@@ -188,7 +188,7 @@ def interval_points(count: int) -> list[int]:
 
 
 def preview_paths(preview: pd.DataFrame | None, columns: tuple[str, str]) -> list[tuple[str, Points, Points, Points]]:
-    """Each path of the table `preview` that has these columns.
+    """Each path of the table `preview` that has numbers in these columns.
 
     Returns:
         Name for the legend; its points along lambda; and for each point the lower and the upper 95 % bounds.
@@ -196,7 +196,7 @@ def preview_paths(preview: pd.DataFrame | None, columns: tuple[str, str]) -> lis
     if preview is None or not {*columns} <= {*preview.columns}:
         return []
     paths = []
-    for _, rows in preview.groupby("second_id", sort=False):
+    for _, rows in preview.dropna(subset=[*columns]).groupby("second_id", sort=False):
         chain = str(rows["chain"].iloc[0]).replace(">", " → ")
         name = f"preview: {chain}, β={rows['beta'].iloc[0]:g}, λ up to {rows['lambda'].max():g}"
         line, low, high = (

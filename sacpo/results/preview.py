@@ -94,20 +94,32 @@ def _path(family: Family, outputs: StoredOutputs, scores: pd.Series[float]) -> p
             rows = rows[rows.groupby("prompt_id")["source"].transform("nunique") == len(family.members)]
         samples[criterion] = rows
     if outputs.plan.space.synthetic:
-        distinct = answers.drop_duplicates(["step", "row"])
-        gold = [world.gold_scores(*pair) for pair in distinct[["prompt", "response"]].itertuples(index=False)]
-        for name, values in zip(_GOLD, zip(*gold, strict=True), strict=True):
-            samples[name] = distinct.assign(score=np.array(values))
-    if any(rows.empty for rows in samples.values()):
+        samples |= gold_samples(answers)
+    if any(samples[criterion].empty for criterion in outputs.plan.criteria):
         return pd.DataFrame()
-    estimates = {name: _scored_answers(family, rows) for name, rows in samples.items()}
-    for name, estimate in estimates.items():
-        table = table.assign(**_columns(name, family, estimate))
+    estimates = {name: _scored_answers(family, rows) for name, rows in samples.items() if len(rows)}
+    for name in samples:
+        estimate = estimates.get(name)
+        table = table.assign(**(_columns(name, family, estimate) if estimate else _no_columns(name)))
     for name, exact in _exact(family, outputs):
         table[f"{name}_exact"] = exact
     criteria = [estimates[criterion] for criterion in outputs.plan.criteria]
     distance = max(nats for estimate in criteria for _, _, nats in estimate.distances())
     return table.assign(distance=distance, warning="; ".join(dict.fromkeys(_warnings(family, criteria))))
+
+
+def gold_samples(answers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The answers with their gold scores, for `expected_reward` and `expected_safety`.
+
+    Only the synthetic world's own answers are in them, since a trial's exact expectations are over these.
+    """
+    distinct = answers.drop_duplicates(["step", "row"])
+    gold = [world.gold_scores(*pair) for pair in distinct[["prompt", "response"]].itertuples(index=False)]
+    samples = {}
+    for name, scores in zip(_GOLD, zip(*gold, strict=True), strict=True):
+        rows = distinct.assign(score=scores)
+        samples[name] = rows[rows["score"] != world.GARBLED]
+    return samples
 
 
 def _answers(family: Family, outputs: StoredOutputs) -> pd.DataFrame | None:
@@ -154,6 +166,10 @@ def _columns(name: str, family: Family, answers: ScoredAnswers) -> dict[str, Any
     shares = [json.dumps(dict(zip(ids, row, strict=True))) for row in curve.shares.round(4).tolist()]
     columns = {name: curve.value, f"{name}_low": low, f"{name}_high": high}
     return columns | {f"{name}_effective": curve.effective, f"{name}_shares": shares}
+
+
+def _no_columns(name: str) -> dict[str, float]:
+    return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_effective"), float("nan"))
 
 
 def _exact(family: Family, outputs: StoredOutputs) -> Iterator[tuple[str, world.Array]]:
