@@ -99,8 +99,7 @@ def _path(family: Family, outputs: StoredOutputs, scores: pd.Series[float]) -> p
         return pd.DataFrame()
     estimates = {name: _scored_answers(family, rows) for name, rows in samples.items() if len(rows)}
     for name in samples:
-        estimate = estimates.get(name)
-        table = table.assign(**(_columns(name, family, estimate) if estimate else _no_columns(name)))
+        table = table.assign(**(_columns(name, family, estimates[name]) if name in estimates else _no_columns(name)))
     for name, exact in _exact(family, outputs):
         table[f"{name}_exact"] = exact
     criteria = [estimates[criterion] for criterion in outputs.plan.criteria]
@@ -168,8 +167,10 @@ def _columns(name: str, family: Family, answers: ScoredAnswers) -> dict[str, Any
     return columns | {f"{name}_effective": curve.effective, f"{name}_shares": shares}
 
 
-def _no_columns(name: str) -> dict[str, float]:
-    return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_effective"), float("nan"))
+def _no_columns(name: str) -> dict[str, Any]:
+    """The columns of a gold value if no answer has it."""
+    numbers = dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_effective"), float("nan"))
+    return numbers | {f"{name}_shares": "{}"}
 
 
 def _exact(family: Family, outputs: StoredOutputs) -> Iterator[tuple[str, world.Array]]:

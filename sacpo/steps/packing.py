@@ -135,21 +135,19 @@ def distribute(lengths: Sequence[int], scale: float) -> list[list[int]]:
     longest, total = lengths[order[0]], sum(lengths)
     fewest = -(-total // longest)  # rows, if they are to be no longer than the longest group
 
-    def least_cost(count: int) -> float:
-        width = max(longest, total / count)
+    def cost(count: int, width: float) -> float:
         return count * width * (1 + width / scale)
 
-    best, best_cost = [order], total * (1 + total / scale)
+    best, best_cost = [order], cost(1, total)
     more = range(fewest, len(lengths) + 1)
     fewer = range(fewest - 1, 0, -1)
     for counts in (more, fewer):
         for count in counts[:_TRIED]:
-            if least_cost(count) >= best_cost:
-                break  # nor can what comes after it be better
+            if cost(count, max(longest, total / count)) >= best_cost:
+                break  # not even without padding, and what comes after it costs more
             rows, width = _spread(lengths, order, count)
-            cost = count * width * (1 + width / scale)
-            if cost < best_cost:
-                best, best_cost = rows, cost
+            if cost(count, width) < best_cost:
+                best, best_cost = rows, cost(count, width)
     return best
 
 
